@@ -1,0 +1,5 @@
+drop view if exists agent_details;
+drop table if exists agent_tools;
+drop table if exists agents;
+drop table if exists agent_ids;
+drop table if exists tools;

@@ -1,0 +1,229 @@
+"""The command line: serve, migrate, tenants, keys."""
+
+import asyncio
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from service import __version__
+from service.auth import key_hash, key_prefix, new_key
+from service.config import Config, database_option, option, serve_options
+from service.resources import resource
+from service.storage.migrations import MigrationError, check, hold
+from service.storage.migrations import migrate as apply_migrations
+from service.storage.queries import load_queries
+from service.storage.scope import Unscoped
+from service.storage.sqlite import SqliteDatabase
+from service.storage.units import Row, T, UniqueViolation, Unit, ask
+from service.times import utc_now
+
+_TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line. A wrong value is one line and exit code 2; what can't be done now, one line and 1."""
+    try:
+        code = cli.main(arguments, prog_name="agent-platform", standalone_mode=False)
+    except click.ClickException as error:
+        click.echo(f"agent-platform: {' '.join(error.format_message().split())}", err=True)
+        code = error.exit_code
+    except click.exceptions.Abort:
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+class Failed(click.ClickException):
+    """The command is right and can't be done now."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="agent-platform")
+def cli() -> None:
+    """A multi-tenant backend for AI agents. Each option reads the environment variable that its help names, too."""
+
+
+@cli.command()
+@serve_options
+def serve(**options: Any) -> None:
+    """Serve the API, and migrate the database first."""
+    from service.app import make_app  # the other commands need neither aiohttp nor Connexion
+    from service.server import serve as run
+
+    config = Config(**options)
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # libraries speak at their own length: their debug records hold URLs, bodies and SQL
+    for library in ("connexion", "aiosqlite", "asyncio", "yoyo", "openapi_spec_validator"):
+        logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
+    with _clear_errors():
+        run(make_app(config), config, lambda line: click.echo(line))
+
+
+@cli.command()
+@database_option
+def migrate(database: Path) -> None:
+    """Make the database, or bring it to this version."""
+    with _clear_errors():
+        lock = hold(database)
+        try:
+            applied = apply_migrations(database, resource("migrations"))
+        finally:
+            lock.close()
+    click.echo(f"Applied {', '.join(applied)}." if applied else "Nothing to apply: the database is up to date.")
+
+
+@cli.group()
+def tenants() -> None:
+    """Who may own things."""
+
+
+@tenants.command("create")
+@click.argument("tenant_id", metavar="ID")
+@database_option
+def create_tenant(tenant_id: str, database: Path) -> None:
+    """Create the tenant ID."""
+    if not _TENANT_ID.fullmatch(tenant_id):
+        raise click.BadParameter("a tenant's id is 1 to 64 of the characters A-Z a-z 0-9 _ . - and begins with no sign.")
+
+    def unit() -> Unit[None]:
+        try:
+            yield ask("create_tenant", id=tenant_id, now=utc_now())
+        except UniqueViolation:
+            raise Failed(f"The tenant {tenant_id} exists already.") from None
+
+    _run(database, unit)
+    click.echo(f"Created the tenant {tenant_id}.")
+
+
+@tenants.command("list")
+@database_option
+def list_tenants(database: Path) -> None:
+    """List the tenants, with how many keys work for each."""
+
+    def unit() -> Unit[list[Row]]:
+        rows: list[Row] = yield ask("list_tenants")
+        return rows
+
+    _table(
+        ("TENANT", "KEYS", "CREATED"),
+        [(row["id"], row["api_keys"], row["created_at"]) for row in _run(database, unit)],
+    )
+
+
+@cli.group()
+def keys() -> None:
+    """API keys."""
+
+
+tenant_option = option("--tenant", required=True, metavar="ID", help="The tenant that the key belongs to.")
+
+
+@keys.command("create")
+@tenant_option
+@option("--label", metavar="TEXT", help="What the key is for, at most 100 characters.")
+@database_option
+def create_key(tenant: str, label: str | None, database: Path) -> None:
+    """Create a key and print it, once: only its hash is stored."""
+    if label is not None and (not 1 <= len(label) <= 100 or not label.isprintable()):
+        raise click.BadParameter("a label has 1 to 100 printable characters.")
+    key = new_key()
+
+    def unit() -> Unit[Row]:
+        yield from _need_tenant(tenant)
+        hashed = key_hash(key)
+        created: Row = yield ask(
+            "create_api_key",
+            tenant=tenant,
+            prefix=key_prefix(key),
+            hash=hashed,
+            label=label,
+            now=utc_now(),
+        )
+        return created
+
+    row = _run(database, unit)
+    click.echo(key)
+    click.echo(f"Key {row['id']} of the tenant {tenant}. It is shown this once.", err=True)
+
+
+@keys.command("list")
+@tenant_option
+@database_option
+def list_keys(tenant: str, database: Path) -> None:
+    """List a tenant's keys by their first characters."""
+
+    def unit() -> Unit[list[Row]]:
+        yield from _need_tenant(tenant)
+        rows: list[Row] = yield ask("list_api_keys", tenant=tenant)
+        return rows
+
+    rows = [
+        (row["id"], row["prefix"] + "…", row["label"] or "-", row["created_at"], row["revoked_at"] or "-")
+        for row in _run(database, unit)
+    ]
+    _table(("ID", "KEY", "LABEL", "CREATED", "REVOKED"), rows)
+
+
+@keys.command("revoke")
+@click.argument("key_id", metavar="KEY_ID", type=click.IntRange(1, 2**53 - 1))
+@database_option
+def revoke_key(key_id: int, database: Path) -> None:
+    """Revoke a key. A server that runs forgets it within a second."""
+
+    def unit() -> Unit[Row | None]:
+        revoked: Row | None = yield ask("revoke_api_key", key_id=key_id, now=utc_now())
+        return revoked
+
+    row = _run(database, unit)
+    if row is None:
+        raise click.BadParameter(f"there is no key with the id {key_id}.")
+    click.echo(f"Revoked the key {key_id} ({row['prefix']}…) of the tenant {row['tenant_id']}.")
+
+
+def _need_tenant(tenant: str) -> Unit[None]:
+    if not (yield ask("tenant_exists", id=tenant)):
+        raise click.BadParameter(f"there is no tenant {tenant!r}; `agent-platform tenants create` makes one.")
+
+
+def _run(database: Path, unit: Callable[[], Unit[T]]) -> T:
+    """Runs one unit of work on a migrated database, beside a running server if there is one."""
+
+    async def once() -> T:
+        storage = await SqliteDatabase.open(database, load_queries(resource("sql")))
+        try:
+            return await Unscoped(storage).write(unit())
+        finally:
+            await storage.close()
+
+    with _clear_errors():
+        check(database, resource("migrations"))
+        return asyncio.run(once())
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What a command can't do, as one sentence."""
+    from service.errors import Unavailable
+
+    try:
+        yield
+    except (MigrationError, OSError) as error:
+        raise Failed(str(error)) from error
+    except Unavailable as error:
+        raise Failed("The database does not answer: it may be busy, full or read-only.") from error
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    lines = [head, *[tuple(map(str, row)) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Opens what lives long, wires it, closes it: the only room that knows all the others."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from aiohttp import web
+
+from service.auth import DEMO_KEYS, Authenticator
+from service.config import Config
+from service.contract import build_app, load_spec
+from service.execution.models import ModelRegistry, default_registry
+from service.execution.tools import MockTools, ToolExecutor
+from service.limiter import FixedWindow
+from service.pages import add_pages
+from service.resources import resource
+from service.state import STATE, State
+from service.storage.migrations import hold, migrate
+from service.storage.queries import load_queries
+from service.storage.scope import Unscoped
+from service.storage.sqlite import SqliteDatabase
+from service.storage.units import Unit, ask
+from service.times import utc_now
+
+
+class SpecError(Exception):
+    """openapi.yaml and the code disagree."""
+
+
+def make_app(
+    config: Config, *, models: ModelRegistry | None = None, tool_executor: ToolExecutor | None = None
+) -> web.Application:
+    """The whole service as an aiohttp application: it opens its database on start-up and closes it on clean-up.
+
+    Raises SpecError where the spec names other models than the registry, and QueryError for SQL that breaks the rules;
+    starting it raises MigrationError for a database that can't be used.
+    """
+    openapi = resource("openapi")
+    spec = load_spec(openapi)
+    registry = models or default_registry()
+    named = spec["components"]["schemas"]["SupportedModel"]["enum"]
+    if sorted(named) != sorted(registry.names):
+        raise SpecError(f"openapi.yaml names the models {named}, the registry has {list(registry.names)}.")
+    app = build_app(spec)
+    add_pages(app, openapi, spec)
+    queries = load_queries(resource("sql"))
+
+    async def storage(app: web.Application) -> AsyncIterator[None]:
+        path = Path(config.database)
+        lock = hold(path)
+        try:
+            migrate(path, resource("migrations"))
+            database = await SqliteDatabase.open(path, queries)
+            try:
+                unscoped = Unscoped(database)
+                if config.serves_demo:
+                    await unscoped.write(_demo_tenants())
+                app[STATE] = State(
+                    authenticator=Authenticator(database, demo=config.serves_demo),
+                    limiter=FixedWindow(config.rate_limit, config.rate_window),
+                    models=registry,
+                    tool_executor=tool_executor or MockTools(),
+                    unscoped=unscoped,
+                )
+                yield
+            finally:
+                await database.close()
+        finally:
+            lock.close()
+
+    app.cleanup_ctx.append(storage)
+    return app
+
+
+def _demo_tenants() -> Unit[None]:
+    """The demo tenants are rows, for what they own refers to them; their keys are never stored."""
+    for tenant_id in DEMO_KEYS.values():
+        yield ask("create_tenant_if_missing", id=tenant_id, now=utc_now())

@@ -1,0 +1,107 @@
+"""Agents: who does the work, and with which tools."""
+
+from typing import Any
+
+import orjson
+
+from service.errors import Conflict, Invalid, not_found, quote
+from service.handlers import Answer
+from service.paging import Listing, page
+from service.storage.scope import Scope
+from service.storage.units import Row, UniqueViolation, Unit, ask
+from service.times import utc_now
+
+
+async def list_agents(
+    tenant: Scope, limit: int, offset: int | None, cursor: str | None, name: str | None, tool_name: str | None
+) -> Answer:
+    if tool_name is None:
+        listing = Listing("/agents", "list_agents", "count_agents", {"name": name})
+    else:
+        listing = Listing(
+            "/agents",
+            "list_agents_with_tool",
+            "count_agents_with_tool",
+            {"name": name, "tool_name": tool_name},
+        )
+    return await page(tenant, listing, limit, offset, cursor)
+
+
+async def get_agent(tenant: Scope, agent_id: int) -> Answer:
+    return await tenant.one("get_agent", agent_id=agent_id) or not_found("agent")
+
+
+async def create_agent(tenant: Scope, body: dict[str, Any]) -> Answer:
+    agent = await tenant.write(_create({"tool_ids": []} | body))
+    return agent, 201, {"Location": f"/agents/{agent['id']}"}
+
+
+async def replace_agent(tenant: Scope, agent_id: int, body: dict[str, Any]) -> Answer:
+    return await tenant.write(_change(agent_id, {"tool_ids": []} | body))
+
+
+async def change_agent(tenant: Scope, agent_id: int, body: dict[str, Any]) -> Answer:
+    if not body:
+        return await get_agent(tenant, agent_id)
+    return await tenant.write(_change(agent_id, body))
+
+
+async def delete_agent(tenant: Scope, agent_id: int, if_unused: bool) -> Answer:
+    await tenant.write(_delete(agent_id, if_unused))
+    return None, 204
+
+
+def _create(body: dict[str, Any]) -> Unit[Row]:
+    agent_id = yield ask("create_agent_id")
+    texts = {field: body[field] for field in ("name", "role", "description")}
+    try:
+        yield ask("create_agent", agent_id=agent_id, **texts, now=utc_now())
+    except UniqueViolation:
+        raise _taken(body["name"]) from None
+    yield from _link(agent_id, body["tool_ids"])
+    agent: Row = yield ask("get_agent", agent_id=agent_id)
+    return agent
+
+
+def _change(agent_id: int, body: dict[str, Any]) -> Unit[Row]:
+    """Changes what `body` holds; a field that it lacks stays. `tool_ids` replaces the whole list, None empties it."""
+    texts = {field: body.get(field) for field in ("name", "role", "description")}
+    try:
+        if not (yield ask("change_agent", agent_id=agent_id, **texts, now=utc_now())):
+            not_found("agent")
+    except UniqueViolation:
+        raise _taken(body["name"]) from None
+    if "tool_ids" in body:
+        yield ask("drop_agent_tools", agent_id=agent_id)
+        yield from _link(agent_id, body["tool_ids"] or [])
+    agent: Row = yield ask("get_agent", agent_id=agent_id)
+    return agent
+
+
+def _link(agent_id: int, tool_ids: list[int]) -> Unit[None]:
+    if not tool_ids:
+        return
+    ids = orjson.dumps(tool_ids).decode()
+    if unknown := (yield ask("unknown_tools", tool_ids=ids)):
+        errors = [
+            {
+                "pointer": f"#/tool_ids/{row['position']}",
+                "detail": f"There is no tool with the id {row['tool_id']}.",
+            }
+            for row in unknown
+        ]
+        raise Invalid("Every id in tool_ids must be a tool of the tenant.", errors=errors)
+    yield ask("add_agent_tools", agent_id=agent_id, tool_ids=ids)
+
+
+def _delete(agent_id: int, if_unused: bool) -> Unit[None]:
+    # an agent that is gone has runs still: is it there comes first, so that the answer is the same 404 as ever
+    if not (yield ask("agent_exists", agent_id=agent_id)):
+        not_found("agent")
+    if if_unused and (yield ask("agent_has_runs", agent_id=agent_id)):
+        raise Conflict("The agent has runs.")
+    yield ask("delete_agent", agent_id=agent_id)
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(f"An agent named {quote(name)} already exists.")

@@ -1,0 +1,126 @@
+"""Runs: running an agent, and what happened."""
+
+import time
+from typing import Any
+
+import orjson
+
+from service.errors import GuardrailStopped, not_found
+from service.execution.guardrail import stopped_by
+from service.execution.loop import Outcome, run
+from service.execution.models import ModelRegistry
+from service.execution.prompt import Agent, Tool
+from service.execution.tools import ToolExecutor
+from service.handlers import Answer
+from service.limiter import FixedWindow
+from service.paging import newest_first, page
+from service.storage.scope import Scope
+from service.storage.units import Row
+from service.times import utc_now
+
+
+async def run_agent(
+    tenant: Scope,
+    agent_id: int,
+    body: dict[str, Any],
+    limiter: FixedWindow,
+    models: ModelRegistry,
+    tool_executor: ToolExecutor,
+) -> Answer:
+    task, model = body["task"], body["model"]
+    agent = _agent(await tenant.one("get_agent_to_run", agent_id=agent_id) or not_found("agent"))
+    if rule := stopped_by(task):
+        raise GuardrailStopped(
+            f"The guardrail stopped the task by its rule {rule.name}.",
+            errors=[{"pointer": "#/task", "detail": f"Stopped by the rule {rule.name}: {rule.summary}"}],
+            rule=rule.name,
+        )
+    limiter.admit(tenant.tenant_id)
+    created_at, began = utc_now(), time.monotonic()
+    # no transaction is open while the model thinks
+    outcome = await run(agent, task, model, models.adapter(model), tool_executor)
+    duration_ms = round((time.monotonic() - began) * 1000)
+    kept = _run(agent, task, model, outcome, created_at, duration_ms)
+    kept["id"] = await tenant.value("create_run", **_columns(kept))
+    return kept, 200, {"Content-Location": f"/runs/{kept['id']}"}
+
+
+async def get_run(tenant: Scope, run_id: int) -> Answer:
+    return await tenant.one("get_run", run_id=run_id) or not_found("run")
+
+
+async def list_runs(
+    tenant: Scope,
+    limit: int,
+    offset: int | None,
+    cursor: str | None,
+    agent_id: int | None,
+    status: str | None,
+    model: str | None,
+    created_after: str | None,
+    created_before: str | None,
+) -> Answer:
+    filters = {
+        "status": status,
+        "model": model,
+        "created_after": created_after,
+        "created_before": created_before,
+    }
+    if agent_id is None:
+        listing = newest_first("/runs", "list_runs", "count_runs", filters)
+    else:
+        listing = newest_first("/runs", "list_agent_runs", "count_agent_runs", {**filters, "agent_id": agent_id})
+    return await page(tenant, listing, limit, offset, cursor)
+
+
+async def list_agent_runs(tenant: Scope, agent_id: int, limit: int, offset: int | None, cursor: str | None) -> Answer:
+    if not await tenant.value("agent_exists", agent_id=agent_id):
+        not_found("agent")
+    filters = {
+        "agent_id": agent_id,
+        "status": None,
+        "model": None,
+        "created_after": None,
+        "created_before": None,
+    }
+    listing = newest_first("/agents/{agent_id}/runs", "list_agent_runs", "count_agent_runs", filters)
+    return await page(tenant, listing, limit, offset, cursor)
+
+
+def _agent(row: Row) -> Agent:
+    tools = sorted((Tool(**tool) for tool in row["tools"]), key=lambda tool: tool.name)
+    return Agent(row["id"], row["name"], row["role"], row["description"], tuple(tools))
+
+
+def _run(agent: Agent, task: str, model: str, outcome: Outcome, created_at: str, duration_ms: int) -> Row:
+    """The run as the API shows it; its id comes from the storage."""
+    return {
+        "id": None,
+        "agent_id": agent.id,
+        "agent_name": agent.name,
+        "task": task,
+        "model": model,
+        "status": outcome.status,
+        "prompt": outcome.prompt,
+        "response": outcome.response,
+        "error": outcome.error,
+        "steps": outcome.steps,
+        "usage": {
+            "prompt_tokens": outcome.prompt_tokens,
+            "completion_tokens": outcome.completion_tokens,
+            "total_tokens": outcome.prompt_tokens + outcome.completion_tokens,
+        },
+        "created_at": created_at,
+        "duration_ms": duration_ms,
+    }
+
+
+def _columns(kept: Row) -> Row:
+    """The same run as the table has it: lists and objects as JSON, the token counts in columns of their own."""
+    return {
+        **{name: value for name, value in kept.items() if name not in ("id", "usage")},
+        "error": None if kept["error"] is None else orjson.dumps(kept["error"]).decode(),
+        "steps": orjson.dumps(kept["steps"]).decode(),
+        "prompt_tokens": kept["usage"]["prompt_tokens"],
+        "completion_tokens": kept["usage"]["completion_tokens"],
+    }

@@ -1,0 +1,67 @@
+"""The fixed window: so many runs a tenant, counted from its first one."""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.errors import TooManyRuns
+
+
+@dataclass(slots=True)
+class _Window:
+    ends: float
+    used: int
+
+
+class FixedWindow:
+    """Admits `limit` runs per tenant and window of `seconds`, which opens with the tenant's first admitted run.
+
+    It awaits nothing, so that of any number of requests at once exactly `limit` are admitted. It remembers only open
+    windows: all are equally long, so the oldest ends first.
+    """
+
+    def __init__(self, limit: int, seconds: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit = limit
+        self.seconds = seconds
+        self._clock = clock
+        self._windows: OrderedDict[str, _Window] = OrderedDict()
+
+    def admit(self, tenant_id: str) -> None:
+        """Counts one run of the tenant. Raises TooManyRuns, and counts nothing, where its window is full."""
+        self.check(tenant_id)
+        window = self._windows.get(tenant_id)
+        if window is None:
+            window = self._windows[tenant_id] = _Window(ends=self._clock() + self.seconds, used=0)
+        window.used += 1
+
+    def check(self, tenant_id: str) -> None:
+        """Raises TooManyRuns where `admit` would; a client that waits as long as it says is admitted."""
+        window = self._open_window(tenant_id)
+        if window is not None and window.used >= self.limit:
+            wait = self.seconds_left(tenant_id)
+            raise TooManyRuns(
+                f"The limit is {self.limit} runs in {self.seconds} seconds; try again in {wait} seconds.",
+                headers={"Retry-After": str(wait)},
+            )
+
+    def seconds_left(self, tenant_id: str) -> int:
+        """Whole seconds, rounded up, after which the tenant's window has ended; a full one where none is open."""
+        window = self._open_window(tenant_id)
+        return self.seconds if window is None else max(1, math.ceil(window.ends - self._clock()))
+
+    def headers(self, tenant_id: str) -> dict[str, str]:
+        """RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10), after what was counted so far."""
+        window = self._open_window(tenant_id)
+        left = self.limit - (0 if window is None else window.used)
+        return {
+            "RateLimit-Policy": f'"run";q={self.limit};w={self.seconds}',
+            "RateLimit": f'"run";r={left};t={self.seconds_left(tenant_id)}',
+        }
+
+    def _open_window(self, tenant_id: str) -> _Window | None:
+        now = self._clock()
+        while self._windows and next(iter(self._windows.values())).ends <= now:
+            self._windows.popitem(last=False)
+        return self._windows.get(tenant_id)

@@ -1,0 +1,114 @@
+"""The documentation pages and the served spec: everything from this process, nothing from another host."""
+
+import functools
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aiohttp import web
+from swagger_ui_bundle import swagger_ui_path
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# the browser itself holds the pages to what they promise: no request leaves for another host
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
+    "connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Agent Platform</title>
+<link rel="icon" href="data:,">
+{head}
+</head>
+<body>
+<div id="page"></div>
+{scripts}
+</body>
+</html>
+"""
+_SWAGGER_PAGE = _PAGE.format(
+    head='<link rel="stylesheet" href="/docs/swagger-ui.css">',
+    scripts='<script src="/docs/swagger-ui-bundle.js"></script>\n<script src="/docs/start.js"></script>',
+)
+_SWAGGER_START = """SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#page",
+  deepLinking: true,
+  persistAuthorization: true,
+  tryItOutEnabled: true,
+  displayRequestDuration: true,
+  validatorUrl: null,
+});
+"""
+_REDOC_PAGE = _PAGE.format(head="", scripts='<script type="module" src="/redoc/start.js"></script>')
+_REDOC_START = """import { init } from "/redoc/redoc.js";
+init("/openapi.json", { disableTelemetry: true }, document.getElementById("page"));
+"""
+# ReDoc's bundle shows its maker's logo from a CDN
+_REDOC_CDN, _NOTHING = b"https://cdn.redoc.ly/redoc/", b"data:image/svg+xml,#"
+
+
+def add_pages(app: web.Application, openapi: Path, spec: dict[str, Any]) -> None:
+    """Adds /docs, /redoc, /openapi.yaml and /openapi.json to `app`, none of which asks for a key."""
+    swagger = Path(str(swagger_ui_path))
+    served: dict[str, Handler] = {
+        "/openapi.yaml": _bytes((openapi / "openapi.yaml").read_bytes(), "application/yaml"),
+        "/openapi.json": _bytes(orjson.dumps(spec), "application/json"),
+        "/docs": _bytes(_SWAGGER_PAGE.encode(), "text/html"),
+        "/docs/start.js": _bytes(_SWAGGER_START.encode(), "text/javascript"),
+        "/docs/swagger-ui.css": _file(swagger / "swagger-ui.css"),
+        "/docs/swagger-ui-bundle.js": _file(swagger / "swagger-ui-bundle.js"),
+        "/redoc": _bytes(_REDOC_PAGE.encode(), "text/html"),
+        "/redoc/start.js": _bytes(_REDOC_START.encode(), "text/javascript"),
+        "/redoc/redoc.js": _redoc_bundle,
+    }
+    for path, handler in served.items():
+        app.router.add_get(path, handler)
+
+
+def _bytes(body: bytes, content_type: str) -> Handler:
+    """Serves bytes that never change while the process lives, with an ETag (RFC 9110 section 8.8.3)."""
+    etag = sha256(body).hexdigest()[:32]
+    charset = "utf-8" if content_type.startswith("text/") else None
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        known = request.if_none_match or ()
+        if any(tag.value in (etag, "*") for tag in known):
+            response = web.Response(status=304)
+        else:
+            response = web.Response(body=body, content_type=content_type, charset=charset)
+        response.etag = etag
+        response.headers["Cache-Control"] = "no-cache"
+        response.headers["Content-Security-Policy"] = _POLICY
+        return response
+
+    return serve
+
+
+def _file(path: Path) -> Handler:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+    return serve
+
+
+async def _redoc_bundle(request: web.Request) -> web.StreamResponse:
+    return await _redoc()(request)
+
+
+@functools.cache
+def _redoc() -> Handler:
+    """ReDoc from the package offapi, read when it is first asked for: it is two megabytes that few servers ever show.
+
+    The package is not imported: that would load all its pages.
+    """
+    (folder,) = find_spec("offapi").submodule_search_locations  # type: ignore[union-attr,misc]  # it is a dependency
+    bundle = (Path(folder) / "redoc.js").read_bytes()
+    return _bytes(bundle.replace(_REDOC_CDN, _NOTHING), "text/javascript")

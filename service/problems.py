@@ -1,0 +1,108 @@
+"""The one place that turns any failure into problem+json (RFC 9457), gives each answer its request id, and logs it."""
+
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from aiohttp import web
+from aiohttp.client_exceptions import ClientPayloadError
+
+from service.errors import Crash, Malformed, MethodNotAllowed, NotFound, Problem, TooLarge, cut
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+LARGEST_BODY = 2**20
+# what contract.py found out about the answer before it knew the answer
+ANSWER_HEADERS = "answer_headers"
+SERVER = "agent-platform"
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
+_access = logging.getLogger("service.access")
+_log = logging.getLogger(__name__)
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers every request: with the handler's response, or with the problem that was raised instead."""
+    began = time.perf_counter()
+    request_id = _request_id(request)
+    try:
+        response = await handler(request)
+    except Exception as error:
+        response = problem_response(_meant(error, request_id), request.raw_path, request_id)
+    if not response.prepared:
+        response.headers["X-Request-ID"] = request_id
+        # aiohttp would name itself, Python and the version of each
+        response.headers["Server"] = SERVER
+        if headers := request.get(ANSWER_HEADERS):
+            response.headers.update(headers)
+    if _access.isEnabledFor(logging.INFO):
+        _access.info(
+            "%s %s %s %.1fms %s",
+            request.method,
+            cut(request.path),
+            response.status,
+            (time.perf_counter() - began) * 1000,
+            request_id,
+        )
+    return response
+
+
+def problem_response(problem: Problem, path: str, request_id: str) -> web.Response:
+    """`problem` on the wire; `path` is the request's, escaped as it came."""
+    body: dict[str, Any] = {
+        "type": f"urn:agent-platform:problem:{problem.kind}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": cut(path.partition("?")[0]),
+        "request_id": request_id,
+        **problem.members,
+    }
+    if problem.errors:
+        body["errors"] = problem.errors
+    return web.Response(
+        body=orjson.dumps(body),
+        status=problem.status,
+        headers={**problem.headers, "X-Request-ID": request_id, "Server": SERVER},
+        content_type="application/problem+json",
+    )
+
+
+def new_request_id() -> str:
+    return uuid4().hex
+
+
+def _request_id(request: web.Request) -> str:
+    """The client's own, where it is one sane value; else a new one."""
+    given = request.headers.getall("X-Request-ID", [])
+    return given[0] if len(given) == 1 and _SANE_ID.fullmatch(given[0]) else new_request_id()
+
+
+def _meant(error: Exception, request_id: str) -> Problem:
+    """The problem that `error` is to the client. What is no one's fault but ours is logged, and only there."""
+    if isinstance(error, Problem):
+        if error.status >= 500:
+            _log.warning("%s: %s", request_id, error.detail, exc_info=error.__cause__)
+        return error
+    if isinstance(error, web.HTTPException):
+        return _of_http(error)
+    if isinstance(error, (ConnectionError, ClientPayloadError, web.RequestPayloadError, web.PayloadAccessError)):
+        return Malformed("The body did not arrive whole.")
+    _log.error("%s: the request failed.", request_id, exc_info=error)
+    return Crash("The service failed; the request id finds the cause in its log.")
+
+
+def _of_http(error: web.HTTPException) -> Problem:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = sorted(error.allowed_methods)
+        return MethodNotAllowed(f"This path takes {', '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
+    if error.status == 404:
+        return NotFound("There is nothing at this path.")
+    if error.status == 413:
+        return TooLarge(f"A body is at most {LARGEST_BODY} bytes.")
+    return Malformed("The request is not one that this service understands.")

@@ -1,0 +1,103 @@
+"""Runs the application on a socket until SIGINT or SIGTERM."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvloop
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_request import BaseRequest
+
+from service import __version__
+from service.auth import DEMO_KEYS
+from service.config import Config
+from service.errors import Crash, Malformed
+from service.problems import new_request_id, problem_response
+
+# of the five seconds that a stop may take, the most that requests under way get
+_GRACE = 4.0
+
+_log = logging.getLogger(__name__)
+
+
+class _Protocol(RequestHandler):
+    """aiohttp's HTTP protocol, but what is not even HTTP is answered as a problem too."""
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("The answer has begun; it can only be cut off.")
+        if status < 500:
+            problem: Malformed | Crash = Malformed("The request is not HTTP that this service understands.")
+            _log.info("A request was no HTTP: %s", type(exc).__name__)
+        else:
+            problem = Crash("The service failed.")
+            _log.error("The request failed outside of the application.", exc_info=exc)
+        response = problem_response(problem, "", new_request_id())
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+class Runner(web.AppRunner):
+    """aiohttp's runner, but every error that is answered outside of the application is a problem, too."""
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        # aiohttp makes its Server without asking which; ours differs in one method
+        server.__class__ = _Server
+        inside: Callable[[Any], Awaitable[web.StreamResponse]] = server.request_handler
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            try:
+                return await inside(request)
+            except web.HTTPException:
+                # raised before the middleware begins: an Expect that is not 100-continue
+                request_id = new_request_id()
+                problem = Malformed("The request is not one that this service understands.")
+                return problem_response(problem, request.raw_path, request_id)
+
+        server.request_handler = guarded  # type: ignore[assignment]  # aiohttp types it for its BaseRequest
+        return server
+
+
+def serve(app: web.Application, config: Config, announce: Callable[[str], None]) -> None:
+    """Serves `app` until SIGINT or SIGTERM, then finishes what is under way, for at most five seconds in all.
+
+    `announce` gets the lines that say where. Raises OSError where the address can't be had, and what starting `app` raises.
+    """
+    uvloop.run(_serve(app, config, announce))
+
+
+async def _serve(app: web.Application, config: Config, announce: Callable[[str], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    runner = Runner(app, access_log=None, shutdown_timeout=_GRACE)
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, config.host, config.port).start()
+        address = runner.addresses[0]
+        host, port = (config.host, address[1])
+        origin = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        announce(f"Agent Platform {__version__} listens on {origin}")
+        announce(f"Documentation: {origin}/docs and {origin}/redoc")
+        announce(f"Database: {config.database}")
+        if config.serves_demo:
+            announce(f"Demo keys, for this try only: {' and '.join(DEMO_KEYS)}")
+        await stop.wait()
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,148 @@
+"""Brings a database file to the version that this code knows, with yoyo."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from service.storage.lock import FileLock, Locked, server_lock, writer_lock
+from service.storage.sqlite import connect
+
+
+class MigrationError(Exception):
+    """A database that can't be used as it is; the sentence says why and what helps."""
+
+
+class DatabaseInUse(MigrationError):
+    """Another server, or a migration, holds the file."""
+
+
+def hold(database: Path) -> FileLock:
+    """Takes `database` for this process alone, until the lock is closed. Raises DatabaseInUse or MigrationError."""
+    if database.is_dir():
+        raise MigrationError(f"The database {database} is a folder, not a file.")
+    lock = server_lock(database)
+    try:
+        # the file holds prompts and key hashes: for its owner's eyes; SQLite gives -wal and -shm the same mode
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        lock.acquire()
+    except Locked:
+        lock.close()
+        raise DatabaseInUse(
+            f"The database {database} is in use by another server. "
+            "One process serves one file: stop the other one, or choose another --database."
+        ) from None
+    except OSError as error:
+        lock.close()
+        raise MigrationError(f"The database {database} can't be opened: {error.strerror}.") from None
+    return lock
+
+
+def migrate(database: Path, folder: Path) -> list[str]:
+    """Applies what is missing, and answers with the ids of what was applied.
+
+    The caller holds the file (`hold`). Raises MigrationError for a file that is no database, is another program's, or was
+    migrated by a newer version.
+    """
+    if not check(database, folder, complete=False):
+        return []
+    with _backend(database) as backend:
+        # a migrator that was killed leaves its row behind; no other one can be alive, for we hold the file
+        backend.break_lock()
+        migrations = _read(folder)
+        with backend.lock():
+            missing = backend.to_apply(migrations)
+            applied = [migration.id for migration in missing]
+            backend.apply_migrations(missing)
+    return applied
+
+
+def check(database: Path, folder: Path, *, complete: bool = True) -> list[str]:
+    """The ids of the migrations that `database` lacks, oldest first.
+
+    Raises MigrationError where it is missing, foreign or newer than `folder`, or, if `complete`, lacks any.
+    """
+    if not database.exists():
+        raise MigrationError(f"There is no database {database}; `agent-platform migrate` or `serve` makes it.")
+    known = {file.stem for file in folder.glob("*.sql") if not file.stem.endswith(".rollback")}
+    try:
+        with closing(connect(database)) as connection:
+            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+            applied: set[str] = set()
+            if "_yoyo_migration" in tables:
+                applied = {name for (name,) in connection.execute("select migration_id from _yoyo_migration")}
+    except sqlite3.DatabaseError as error:
+        raise MigrationError(f"{database} can't be read as a database: {error}.") from None
+    # a migrator killed at its first step leaves yoyo's lock table alone in the file
+    if "_yoyo_migration" not in tables and any("yoyo" not in table for table in tables):
+        raise MigrationError(f"{database} is a database of another program; choose another --database.")
+    if newer := sorted(applied - known):
+        raise MigrationError(
+            f"The database {database} was migrated by a newer version (it has {newer[-1]}). "
+            "Install that version, or restore a backup made before it."
+        )
+    missing = sorted(known - applied)
+    if complete and missing:
+        raise MigrationError(
+            f"The database {database} is not migrated yet (it lacks {missing[0]}); run `agent-platform migrate`."
+        )
+    return missing
+
+
+def roll_back(database: Path, folder: Path) -> list[str]:
+    """Undoes every migration, newest first, and answers with their ids. All data goes; for tests of the migrations."""
+    with _backend(database) as backend:
+        undone = backend.to_rollback(_read(folder))
+        names = [migration.id for migration in undone]
+        backend.rollback_migrations(undone)
+    return names
+
+
+def _read(folder: Path) -> Any:
+    from yoyo import read_migrations  # costs a tenth of a second: only where it is needed
+
+    return read_migrations(str(folder))
+
+
+@contextmanager
+def _backend(database: Path) -> Iterator[Any]:
+    """yoyo's SQLite backend on our own connection, closed at the end."""
+    from yoyo.backends.core.sqlite3 import SQLiteBackend
+    from yoyo.connections import parse_uri
+
+    class Backend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
+        def connect(self, dburi: Any) -> sqlite3.Connection:
+            # yoyo would put the path into a URI unquoted, and share one cache between connections
+            connection = connect(database)
+            # readers go on while a writer commits; kept in the file, and refused inside a transaction
+            connection.execute("pragma journal_mode = wal")
+            return connection
+
+        def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
+            # yoyo asks for the user's name, which fails where there is none, and looks up the host in the network
+            return {
+                "id": str(uuid4()),
+                "migration_id": migration.id if migration else None,
+                "migration_hash": migration.hash if migration else None,
+                "username": str(os.getuid()),
+                "hostname": os.uname().nodename,
+                "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+                "operation": operation,
+            }
+
+    writing = writer_lock(database)
+    writing.acquire(patience=5.0)
+    try:
+        backend = Backend(parse_uri("sqlite:///-"), "_yoyo_migration")
+        try:
+            backend.init_database()
+            with backend:
+                yield backend
+        finally:
+            backend.connection.close()
+    finally:
+        writing.close()

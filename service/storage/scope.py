@@ -1,0 +1,117 @@
+"""The tenant's view of the storage: the first lock on tenancy.
+
+Handlers hold a Scope, never the database. It adds `tenant_id` to each query itself, and refuses the queries of
+sql/unscoped.sql, which only auth.py and the command line run, through Unscoped.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from service.storage.queries import Query, Shape
+from service.storage.units import Ask, Row, T, Unit, ask
+
+# a query and its parameters, ready to run
+Statement = tuple[Query, dict[str, Any]]
+Bind = Callable[[Ask], Statement]
+
+
+class Database(Protocol):
+    """What an engine gives: its queries, and two ways to run a unit of work."""
+
+    queries: Mapping[str, Query]
+
+    async def read(self, unit: Unit[T], bind: Bind) -> T: ...
+
+    async def write(self, unit: Unit[T], bind: Bind) -> T: ...
+
+
+class _View:
+    """Runs named queries one by one or as units of work; what may be bound is the subclass's to say."""
+
+    __slots__ = ("_database",)
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def bind(self, asked: Ask) -> Statement:
+        raise NotImplementedError
+
+    async def one(self, query: str, /, **parameters: Any) -> Row | None:
+        """The row that `query` finds or writes, or None."""
+        row: Row | None = await self._run(Shape.ONE, ask(query, **parameters))
+        return row
+
+    async def many(self, query: str, /, **parameters: Any) -> list[Row]:
+        """All rows that `query` finds."""
+        rows: list[Row] = await self._run(Shape.MANY, ask(query, **parameters))
+        return rows
+
+    async def value(self, query: str, /, **parameters: Any) -> Any:
+        """The first column of the first row that `query` finds, or None."""
+        return await self._run(Shape.VALUE, ask(query, **parameters))
+
+    async def read(self, unit: Unit[T]) -> T:
+        """Runs a unit of queries that only read, all on one state of the storage."""
+        return await self._database.read(unit, self.bind)
+
+    async def write(self, unit: Unit[T]) -> T:
+        """Runs a unit of work as one transaction; it is stored for good when this returns."""
+        return await self._database.write(unit, self.bind)
+
+    async def _run(self, shape: Shape, asked: Ask) -> Any:
+        query = self._query(asked.name)
+        if query.shape is not shape:
+            raise TypeError(f"The query {asked.name} answers with {query.shape.name}, not {shape.name}.")
+        return await (self.write if query.writes else self.read)(_single(asked))
+
+    def _query(self, name: str) -> Query:
+        query = self._database.queries.get(name)
+        if query is None:
+            raise LookupError(f"There is no query named {name}.")
+        return query
+
+
+class Scope(_View):
+    """One tenant's view. `key_id` is the key that opened it, None for a demo key."""
+
+    __slots__ = ("key_id", "tenant_id")
+
+    def __init__(self, database: Database, tenant_id: str, key_id: int | None) -> None:
+        super().__init__(database)
+        self.tenant_id = tenant_id
+        self.key_id = key_id
+
+    def bind(self, asked: Ask) -> Statement:
+        """The query and its parameters, the tenant's among them.
+
+        Raises TypeError where the caller passes a tenant_id, PermissionError for a query of sql/unscoped.sql.
+        """
+        if "tenant_id" in asked.parameters:
+            raise TypeError("A scope adds tenant_id itself.")
+        query = self._query(asked.name)
+        if not query.scoped:
+            raise PermissionError(f"The query {asked.name} belongs to no tenant.")
+        return query, _complete(query, {"tenant_id": self.tenant_id, **asked.parameters})
+
+
+class Unscoped(_View):
+    """What belongs to no tenant: the queries of sql/unscoped.sql and no others."""
+
+    __slots__ = ()
+
+    def bind(self, asked: Ask) -> Statement:
+        """The query and its parameters. Raises PermissionError for a tenant's query."""
+        query = self._query(asked.name)
+        if query.scoped:
+            raise PermissionError(f"The query {asked.name} belongs to a tenant.")
+        return query, _complete(query, asked.parameters)
+
+
+def _complete(query: Query, parameters: dict[str, Any]) -> dict[str, Any]:
+    if parameters.keys() != query.parameter_names:
+        raise TypeError(f"The query {query.name} takes {sorted(query.parameter_names)}, not {sorted(parameters)}.")
+    return parameters
+
+
+def _single(asked: Ask) -> Unit[Any]:
+    return (yield asked)

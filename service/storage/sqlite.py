@@ -1,0 +1,276 @@
+"""The embedded engine: one writer, a few readers, all commits on disk before they are answered."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import orjson
+
+from service.errors import Unavailable
+from service.storage.lock import FileLock, Locked, writer_lock
+from service.storage.queries import Query, Shape
+from service.storage.scope import Bind, Statement
+from service.storage.units import ForeignKeyViolation, T, UniqueViolation, Unit
+
+# a column named "… [json]" is parsed as it is read (sqlite3's PARSE_COLNAMES)
+sqlite3.register_converter("json", orjson.loads)
+
+_READERS = 2
+_LARGEST_BATCH = 256
+_PATIENCE = 5.0
+
+_PRAGMAS = (
+    # an answered write has reached the disk: each commit waits for the flush of the WAL
+    "pragma synchronous = full",
+    # SQLite ignores foreign keys unless each connection asks
+    "pragma foreign_keys = on",
+    # another process may hold the file for a moment
+    f"pragma busy_timeout = {int(_PATIENCE * 1000)}",
+)
+# a reader that was asked to write by mistake answers with an error
+_READER_PRAGMAS = (*_PRAGMAS, "pragma query_only = on")
+
+# the storage's state, not a defect of a statement: the same request may work later
+_PASSING = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_NOMEM,
+}
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A plain connection that keeps the same rules, for what runs before the service: migrations and checks."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE)
+    for pragma in _PRAGMAS:
+        connection.execute(pragma)
+    return connection
+
+
+@dataclass(slots=True)
+class _Job:
+    """A unit that waits for the writer, and where its result goes."""
+
+    unit: Unit[Any]
+    bind: Bind
+    answer: asyncio.Future[Any]
+
+
+class SqliteDatabase:
+    """A migrated database file, open. Made by `open`, closed by `close`."""
+
+    def __init__(
+        self,
+        queries: Mapping[str, Query],
+        writer: aiosqlite.Connection,
+        readers: list[aiosqlite.Connection],
+        lock: FileLock,
+    ) -> None:
+        self.queries = queries
+        self._writer = writer
+        self._readers = readers
+        self._busy = [0] * len(readers)
+        self._lock = lock
+        self._jobs: asyncio.Queue[_Job | None] = asyncio.Queue()
+        self._closing = False
+        self._write_loop = asyncio.create_task(self._write_what_comes())
+
+    @classmethod
+    async def open(cls, path: Path, queries: Mapping[str, Query]) -> "SqliteDatabase":
+        """Opens the file at `path`, which migrations.py has prepared. Raises Unavailable where it can't be opened."""
+        opened: list[aiosqlite.Connection] = []
+        try:
+            for pragmas in (_PRAGMAS, *[_READER_PRAGMAS] * _READERS):
+                opened.append(await _connect(path, pragmas))
+        except sqlite3.Error as error:
+            for connection in opened:
+                await connection.close()
+            raise _meant(error) from error
+        return cls(queries, opened[0], opened[1:], writer_lock(path))
+
+    async def close(self) -> None:
+        """Finishes what is queued, refuses what comes, and closes the connections."""
+        if not self._closing:
+            self._closing = True
+            self._jobs.put_nowait(None)
+        await self._write_loop
+        for connection in (*self._readers, self._writer):
+            await connection.close()
+        self._lock.close()
+
+    async def read(self, unit: Unit[T], bind: Bind) -> T:
+        """Runs a unit that only reads, on one state of the database, on the reader with the least to do."""
+        if self._closing:
+            raise Unavailable
+        number = self._busy.index(min(self._busy))
+        self._busy[number] += 1
+        try:
+            return await _on_thread(self._readers[number], lambda connection: _read(connection, unit, bind))
+        finally:
+            self._busy[number] -= 1
+
+    async def write(self, unit: Unit[T], bind: Bind) -> T:
+        """Queues a unit for the writer and waits until it is on disk.
+
+        A caller that is cancelled meanwhile leaves a unit that is done whole or not at all.
+        """
+        if self._closing:
+            raise Unavailable
+        job = _Job(unit, bind, asyncio.get_running_loop().create_future())
+        self._jobs.put_nowait(job)
+        result: T = await job.answer
+        return result
+
+    async def _write_what_comes(self) -> None:
+        """Commits together what has queued up while the last commit was under way."""
+        last = False
+        while not last:
+            waiting = [await self._jobs.get()]
+            while len(waiting) < _LARGEST_BATCH and not self._jobs.empty():
+                waiting.append(self._jobs.get_nowait())
+            last = None in waiting
+            # whoever gave up while queueing has nothing written
+            jobs = [job for job in waiting if job is not None and not job.answer.done()]
+            if not jobs:
+                continue
+            try:
+                answers = await _on_thread(self._writer, partial(self._commit, jobs))
+            except Exception as error:
+                answers = [error] * len(jobs)
+            for job, answer in zip(jobs, answers, strict=True):
+                if job.answer.done():
+                    continue
+                if isinstance(answer, Exception):
+                    job.answer.set_exception(answer)
+                else:
+                    job.answer.set_result(answer)
+
+    def _commit(self, jobs: list[_Job], connection: sqlite3.Connection) -> list[Any]:
+        """Runs on the writer's thread: one transaction, a savepoint a unit. What a unit raises is its answer."""
+        try:
+            self._lock.acquire(_PATIENCE)
+        except (Locked, OSError) as error:
+            raise Unavailable from error
+        try:
+            connection.execute("begin immediate")
+            answers = [_within_savepoint(connection, job) for job in jobs]
+            connection.execute("commit")
+        except sqlite3.Error as error:
+            raise _meant(error) from error
+        finally:
+            if connection.in_transaction:
+                # the disk may refuse this too; SQLite then undoes the transaction by itself
+                with suppress(sqlite3.Error):
+                    connection.execute("rollback")
+            self._lock.release()
+        return answers
+
+
+async def _connect(path: Path, pragmas: tuple[str, ...]) -> aiosqlite.Connection:
+    connection = await aiosqlite.connect(
+        path,
+        isolation_level=None,
+        detect_types=sqlite3.PARSE_COLNAMES,
+        cached_statements=256,
+        timeout=_PATIENCE,
+    )
+    try:
+        for pragma in pragmas:
+            await connection.execute_fetchall(pragma)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+async def _on_thread(connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """One hop: runs `work` on the connection's own thread.
+
+    aiosqlite offers only single statements in public; a transaction spread over several of them could be cut by a
+    cancelled request. The version is pinned, and a test holds that the method is there.
+    """
+    result: T = await connection._execute(lambda: work(connection._conn))  # type: ignore[no-untyped-call]  # private
+    return result
+
+
+def _within_savepoint(connection: sqlite3.Connection, job: _Job) -> Any:
+    connection.execute("savepoint unit")
+    try:
+        answer = _drive(connection, job.unit, job.bind)
+    except Exception as error:
+        if not connection.in_transaction:
+            # a full disk or an I/O error took the whole transaction with it
+            raise _meant(error) from error
+        connection.execute("rollback to unit")
+        connection.execute("release unit")
+        return error
+    connection.execute("release unit")
+    return answer
+
+
+def _read(connection: sqlite3.Connection, unit: Unit[T], bind: Bind) -> T:
+    try:
+        connection.execute("begin")
+        return _drive(connection, unit, bind)
+    except sqlite3.Error as error:
+        raise _meant(error) from error
+    finally:
+        if connection.in_transaction:
+            connection.execute("rollback")
+
+
+def _drive(connection: sqlite3.Connection, unit: Unit[T], bind: Bind) -> T:
+    """Runs a unit to its end: each query it yields is answered, or its error raised inside the unit."""
+    try:
+        asked = next(unit)
+        while True:
+            try:
+                answer = _execute(connection, bind(asked))
+            except Exception as error:
+                asked = unit.throw(_meant(error))
+            else:
+                asked = unit.send(answer)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+def _execute(connection: sqlite3.Connection, statement: Statement) -> Any:
+    query, parameters = statement
+    cursor = connection.execute(query.sql, parameters)
+    if query.shape is Shape.COUNT:
+        return cursor.rowcount
+    rows = cursor.fetchall()
+    if query.shape is Shape.VALUE:
+        return rows[0][0] if rows else None
+    columns = [column[0] for column in cursor.description]
+    if query.shape is Shape.ONE:
+        return dict(zip(columns, rows[0], strict=True)) if rows else None
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _meant(error: Exception) -> Exception:
+    """The error in the storage's own words, where it has one; else the error itself, a defect of ours."""
+    if not isinstance(error, sqlite3.Error):
+        return error
+    code = getattr(error, "sqlite_errorcode", None)
+    if code in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY):
+        return UniqueViolation(str(error))
+    if code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
+        return ForeignKeyViolation(str(error))
+    if code is not None and code & 0xFF in _PASSING:
+        return Unavailable()
+    return error

@@ -1,0 +1,41 @@
+"""Units of work: what must happen together, said without saying how.
+
+A unit is a generator. It yields `ask("query_name", parameter=…)`, receives what the query answers, and returns its result;
+an exception that leaves it undoes all it did. It awaits nothing, so no unit can hold a transaction open, and any engine can
+drive it: SQLite on the writer's thread, another one over a socket.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One query of a unit, by name."""
+
+    name: str
+    parameters: dict[str, Any]
+
+
+Unit = Generator[Ask, Any, T]
+
+
+def ask(query: str, /, **parameters: Any) -> Ask:
+    """What a unit yields to run the named `query`.
+
+    The yield gives a row or None, a value, a list of rows, or the number of rows written, as the sign in the .sql file
+    says. It raises UniqueViolation and ForeignKeyViolation inside the unit, which may catch them.
+    """
+    return Ask(query, parameters)
+
+
+class UniqueViolation(Exception):
+    """A row with the same key is there already."""
+
+
+class ForeignKeyViolation(Exception):
+    """The row that this one refers to is not there, or is another tenant's."""

@@ -1,0 +1,37 @@
+"""Times as the API writes them: RFC 3339, UTC, microseconds, so that text order is time order."""
+
+import re
+from datetime import UTC, datetime
+
+# RFC 3339 section 5.6, to the microsecond; the numbers' ranges are left to datetime.
+_RFC_3339 = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(\.\d{1,6})?(?:[Zz]|([+-](?:[01]\d|2[0-3]):[0-5]\d))", re.ASCII
+)
+
+
+def utc_now() -> str:
+    """The present as text, such as `2026-11-22T10:48:00.000000Z`."""
+    return _text(datetime.now(UTC))
+
+
+def utc_text(value: str) -> str:
+    """An RFC 3339 time with any offset, as the same time in UTC with microseconds.
+
+    Raises ValueError where `value` is no such time, has more than six digits of a second, or leaves the years 1 to 9999.
+    """
+    match = _RFC_3339.fullmatch(value)
+    if match is None:
+        raise ValueError(value)
+    date, time, fraction, offset = match.groups()
+    if time.endswith(":60"):  # a leap second (section 5.7): the clock of datetime has none, the next second stands for it
+        time = time[:-2] + "59"
+        fraction = ".999999"
+    try:
+        moment = datetime.fromisoformat(f"{date}T{time}{fraction or ''}{offset or '+00:00'}")
+        return _text(moment.astimezone(UTC))
+    except OverflowError as error:
+        raise ValueError(value) from error
+
+
+def _text(moment: datetime) -> str:
+    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

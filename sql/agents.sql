@@ -1,0 +1,91 @@
+-- A column named "… [json]" is parsed where it is read.
+
+-- name: list_agents(tenant_id, after, name, limit, offset)
+-- Agents in the order of their ids; `after` is the id that the previous page ended with, 0 for the first one.
+select id, name, role, description, tool_ids as "tool_ids [json]", tools as "tools [json]", created_at, updated_at
+from agent_details
+where tenant_id = :tenant_id and id > :after and (:name is null or name = :name)
+order by id
+limit :limit offset :offset;
+
+-- name: count_agents(tenant_id, name)$
+select count(*) from agents where tenant_id = :tenant_id and (:name is null or name = :name);
+
+-- name: list_agents_with_tool(tenant_id, tool_name, after, name, limit, offset)
+select
+    agent.id, agent.name, agent.role, agent.description,
+    agent.tool_ids as "tool_ids [json]", agent.tools as "tools [json]", agent.created_at, agent.updated_at
+from tools
+join agent_tools on agent_tools.tenant_id = tools.tenant_id and agent_tools.tool_id = tools.id
+join agent_details as agent on agent.tenant_id = agent_tools.tenant_id and agent.id = agent_tools.agent_id
+where tools.tenant_id = :tenant_id and tools.name = :tool_name
+    and agent_tools.agent_id > :after and (:name is null or agent.name = :name)
+order by agent_tools.agent_id
+limit :limit offset :offset;
+
+-- name: count_agents_with_tool(tenant_id, tool_name, name)$
+select count(*)
+from tools
+join agent_tools on agent_tools.tenant_id = tools.tenant_id and agent_tools.tool_id = tools.id
+join agents on agents.tenant_id = agent_tools.tenant_id and agents.id = agent_tools.agent_id
+where tools.tenant_id = :tenant_id and tools.name = :tool_name and (:name is null or agents.name = :name);
+
+-- name: get_agent(tenant_id, agent_id)^
+select id, name, role, description, tool_ids as "tool_ids [json]", tools as "tools [json]", created_at, updated_at
+from agent_details
+where tenant_id = :tenant_id and id = :agent_id;
+
+-- name: get_agent_to_run(tenant_id, agent_id)^
+-- What a run needs of an agent: its tools with what they do.
+select
+    id, name, role, description,
+    (
+        select json_group_array(json_object('id', tools.id, 'name', tools.name, 'description', tools.description))
+        from agent_tools
+        join tools on tools.tenant_id = agent_tools.tenant_id and tools.id = agent_tools.tool_id
+        where agent_tools.tenant_id = :tenant_id and agent_tools.agent_id = :agent_id
+    ) as "tools [json]"
+from agents
+where tenant_id = :tenant_id and id = :agent_id;
+
+-- name: agent_exists(tenant_id, agent_id)$
+select exists (select 1 from agents where tenant_id = :tenant_id and id = :agent_id);
+
+-- name: create_agent_id(tenant_id)$
+-- The identity that the agent's runs refer to; it stays when the agent goes.
+insert into agent_ids (tenant_id) values (:tenant_id) returning id;
+
+-- name: create_agent(tenant_id, agent_id, name, role, description, now)!
+insert into agents (id, tenant_id, name, role, description, created_at, updated_at)
+values (:agent_id, :tenant_id, :name, :role, :description, :now, :now);
+
+-- name: change_agent(tenant_id, agent_id, name, role, description, now)^
+-- Null leaves a column as it is. A clock that was set back does not make the change older than the agent.
+update agents
+set
+    name = coalesce(:name, name),
+    role = coalesce(:role, role),
+    description = coalesce(:description, description),
+    updated_at = max(created_at, :now)
+where tenant_id = :tenant_id and id = :agent_id
+returning id;
+
+-- name: unknown_tools(tenant_id, tool_ids)
+-- Which of the ids are no tool of this tenant, by their position in the list, from 0.
+select json_each.key as position, json_each.value as tool_id
+from json_each(:tool_ids)
+where not exists (select 1 from tools where tenant_id = :tenant_id and id = json_each.value)
+order by json_each.key;
+
+-- name: drop_agent_tools(tenant_id, agent_id)!
+delete from agent_tools where tenant_id = :tenant_id and agent_id = :agent_id;
+
+-- name: add_agent_tools(tenant_id, agent_id, tool_ids)!
+insert into agent_tools (tenant_id, agent_id, tool_id)
+select :tenant_id, :agent_id, value from json_each(:tool_ids);
+
+-- name: agent_has_runs(tenant_id, agent_id)$
+select exists (select 1 from runs where tenant_id = :tenant_id and agent_id = :agent_id);
+
+-- name: delete_agent(tenant_id, agent_id)^
+delete from agents where tenant_id = :tenant_id and id = :agent_id returning id;
