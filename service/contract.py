@@ -2,22 +2,19 @@
 
 Connexion reads the spec, checks it, builds the routes, finds the handlers and asks for the key; what it would do to a
 request's parameters and body, and to a handler's answer, is replaced here. `Api` and `Operation` are its classes with the
-costly or lenient parts taken out. `Inputs` is made once per operation, with compiled validators: it parses and checks path,
-query and body, collects every error, and refuses what JSON and the spec's types leave open. `respond` makes the response.
-The spec is served from bytes made at start, by pages.py.
+costly or lenient parts taken out. `Inputs` is made once per operation, with compiled validators (validation.py): it checks path,
+query and body, and collects every error. `respond` makes the response.
+The spec is served by pages.py, from bytes made at start.
 """
 
 import asyncio
 import functools
-import json
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl
 
 import connexion
-import jsonschema_rs
 import orjson
 import yaml
 from aiohttp import web
@@ -29,14 +26,10 @@ from connexion.operations import OpenAPIOperation
 from service.errors import Invalid, Malformed, Unauthorized, UnsupportedMediaType, cut
 from service.problems import ANSWER_HEADERS, problems
 from service.state import STATE, State
-from service.times import utc_text
-
-Schema = dict[str, Any]
-Places = list[dict[str, str]]
+from service.validation import Parameter, Places, Schema, Validator, strict_json
 
 _MOST_ERRORS = 1000
 _STATE_FIELDS = frozenset(State.__dataclass_fields__)
-_TOO_DEEP = "The body is nested too deeply."
 _SEND_A_KEY = "Send a valid API key in the header X-API-Key."
 _CHALLENGE = {"WWW-Authenticate": 'ApiKey realm="agent-platform", header="X-API-Key"'}
 
@@ -52,21 +45,29 @@ def build_app(spec: Schema) -> web.Application:
     app = connexion.AioHttpApp("service", only_one_api=True)
     app.api_cls = Api
     options = {"swagger_ui": False, "serve_spec": False}
-    built: web.Application = app.add_api(spec, pass_context_arg_name="request", options=options)  # noqa: S106  # no password
+    built: web.Application = app.add_api(spec, pass_context_arg_name="context", options=options)  # noqa: S106  # no password
     return built
 
 
-async def authenticate(key: str, request: web.Request) -> dict[str, str]:
-    """The spec's `x-apikeyInfoFunc`: puts the tenant's scope on the request, where the handler's `tenant` comes from.
+class Context(dict[str, Any]):
+    """What Connexion carries along beside a request; what is put in reaches the handler by the argument's name."""
+
+    def __init__(self, http: web.Request) -> None:
+        super().__init__()
+        self.http = http
+
+
+async def authenticate(key: str, context: Context) -> dict[str, str]:
+    """The spec's `x-apikeyInfoFunc`: puts the tenant's scope into the context, as the handler's `tenant`.
 
     Raises Unauthorized for whatever is not exactly one good key.
     """
     # of two keys Connexion sees the first; whose request would it be?
-    alone = len(request.headers.getall("X-API-Key")) == 1
-    scope = await request.app[STATE].authenticator.scope(key) if alone else None
+    alone = len(context.http.headers.getall("X-API-Key")) == 1
+    scope = await context.http.app[STATE].authenticator.scope(key) if alone else None
     if scope is None:
         raise Unauthorized(_SEND_A_KEY, headers=_CHALLENGE)
-    request["tenant"] = scope
+    context["tenant"] = scope
     return {"sub": scope.tenant_id}
 
 
@@ -109,7 +110,8 @@ class Api(AioHttpApi):  # type: ignore[misc]  # Connexion ships no types
     @classmethod
     async def get_request(cls, request: web.Request) -> ConnexionRequest:
         """What Connexion passes along. The body is not read: the key comes first."""
-        return ConnexionRequest("", request.method, headers=request.headers, json_getter=lambda: None, context=request)
+        context = Context(request)
+        return ConnexionRequest("", request.method, headers=request.headers, json_getter=lambda: None, context=context)
 
     @classmethod
     async def get_response(cls, response: Any, mimetype: str | None = None, request: Any = None) -> web.Response:
@@ -158,8 +160,8 @@ class Inputs:
 
     def __init__(self, operation: Operation) -> None:
         defined = {place: [p for p in operation.parameters if p["in"] == place] for place in ("path", "query")}
-        self._path = {parameter["name"]: _Parameter(parameter) for parameter in defined["path"]}
-        self._query = {parameter["name"]: _Parameter(parameter) for parameter in defined["query"]}
+        self._path = {parameter["name"]: Parameter(parameter) for parameter in defined["path"]}
+        self._query = {parameter["name"]: Parameter(parameter) for parameter in defined["query"]}
         self._body = _Body(operation) if operation.request_body else None
         self._rate_limited = operation._operation.get("x-rate-limited", False)
         handler = operation._resolution.function
@@ -168,27 +170,28 @@ class Inputs:
     def __call__(self, function: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
         @functools.wraps(function)
         async def checked(request: ConnexionRequest) -> Any:
-            http = request.context
-            state = http.app[STATE]
+            context = request.context
+            state = context.http.app[STATE]
             for name in self._state_fields:
-                http[name] = getattr(state, name)
+                context[name] = getattr(state, name)
             if not self._rate_limited:
                 return await self._answer(function, request)
-            tenant_id = http["tenant"].tenant_id
+            tenant_id = context["tenant"].tenant_id
             try:
                 state.limiter.check(tenant_id)
                 return await self._answer(function, request)
             finally:
-                http[ANSWER_HEADERS] = state.limiter.headers(tenant_id)
+                context.http[ANSWER_HEADERS] = state.limiter.headers(tenant_id)
 
         return checked
 
     async def _answer(self, function: Callable[[Any], Any], request: ConnexionRequest) -> Any:
         errors: Places = []
-        request.path_params = self._parse_path(request.context.match_info, errors)
-        request.query = self._parse_query(request.context.rel_url.raw_query_string, errors)
+        http = request.context.http
+        request.path_params = self._parse_path(http.match_info, errors)
+        request.query = self._parse_query(http.rel_url.raw_query_string, errors)
         if self._body is not None:
-            request._json = await self._body.read(request.context, errors)
+            request._json = await self._body.read(http, errors)
         if errors:
             places = "1 place" if len(errors) == 1 else f"{len(errors)} places"
             raise Invalid(f"The request breaks the contract in {places}.", errors=errors[:_MOST_ERRORS])
@@ -221,55 +224,12 @@ class Inputs:
         return values
 
 
-# the integers of JSON (RFC 8259 section 6): no sign but minus, no leading zero, no underscore, no other digits
-_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,20})", re.ASCII)
-_BOOLEANS = {"true": True, "false": False}
-
-
-class _Parameter:
-    """One parameter of the path or the query: from its text to a checked value of its type."""
-
-    def __init__(self, definition: Schema) -> None:
-        self._name = definition["name"]
-        schema = definition["schema"]
-        self._type = schema["type"]
-        self._is_time = schema.get("format") == "date-time"
-        self._validator = _Validator(schema)
-        self.default = schema.get("default")
-
-    def parse(self, text: str, errors: Places) -> Any:
-        """The value, or None and at least one more error."""
-        if text == "":
-            return self._refuse("This parameter is empty.", errors)
-        value: Any = text
-        if self._type == "integer":
-            if not _INTEGER.fullmatch(text):
-                return self._refuse("Must be a whole number in plain digits.", errors)
-            value = int(text)
-        elif self._type == "boolean":
-            if text not in _BOOLEANS:
-                return self._refuse("Must be true or false.", errors)
-            value = _BOOLEANS[text]
-        found = [sentence for _, sentence in self._validator.errors(value)]
-        for sentence in found:
-            self._refuse(sentence, errors)
-        if found or not self._is_time:
-            return value
-        try:
-            return utc_text(text)
-        except ValueError:
-            return self._refuse("Must be a time that exists.", errors)
-
-    def _refuse(self, detail: str, errors: Places) -> None:
-        errors.append({"parameter": self._name, "detail": detail})
-
-
 class _Body:
     """The JSON body of one operation."""
 
     def __init__(self, operation: Operation) -> None:
         self._media_types = tuple(operation.consumes)
-        self._validator = _Validator(operation.body_schema)
+        self._validator = Validator(operation.body_schema)
 
     async def read(self, request: web.Request, errors: Places) -> Any:
         """The parsed body, and an error for each place where it breaks the schema.
@@ -287,104 +247,3 @@ class _Body:
         body = strict_json(await request.read())
         errors.extend({"pointer": pointer, "detail": sentence} for pointer, sentence in self._validator.errors(body))
         return body
-
-
-def strict_json(data: bytes) -> Any:
-    """Parses JSON as RFC 8259 has it, in UTF-8.
-
-    Raises Malformed for anything else, and for what parsers like to pass: NaN and Infinity, a key given twice, half of a
-    surrogate pair, nesting without end.
-    """
-    try:
-        text = data.decode()
-        value = json.loads(text, object_pairs_hook=_without_twins, parse_constant=_refuse_constant)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeDecodeError:
-        raise Malformed("The body is not UTF-8.") from None
-    except UnicodeEncodeError:
-        raise Malformed("The body holds half of a surrogate pair, which is no text.") from None
-    except RecursionError:
-        raise Malformed(_TOO_DEEP) from None
-    except json.JSONDecodeError as error:
-        raise Malformed(f"The body is not JSON: line {error.lineno}, column {error.colno}.") from None
-    except ValueError:
-        raise Malformed("The body holds a number that is too long.") from None
-    return value
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise Malformed("The body is not JSON that says one thing: an object has a key twice.")
-    return value
-
-
-def _refuse_constant(constant: str) -> Any:
-    raise Malformed(f"The body is not JSON: {constant} is no number.")
-
-
-class _Validator:
-    """A schema of the spec, compiled once: says where a value breaks it, in sentences that hold nothing of the schema's."""
-
-    def __init__(self, schema: Schema) -> None:
-        self._schema = _draft_4(schema)
-        self._compiled = jsonschema_rs.Draft4Validator(self._schema)
-
-    def errors(self, value: Any) -> list[tuple[str, str]]:
-        """(JSON Pointer as a URI fragment, sentence) of each place; none for a valid value."""
-        try:
-            if self._compiled.is_valid(value):
-                return []
-            found = list(self._compiled.iter_errors(value))
-        except ValueError:
-            raise Malformed(_TOO_DEEP) from None
-        places: list[tuple[str, str]] = []
-        for error in found:
-            kind: Any = error.kind  # its classes are typed without their own members
-            at = list(error.instance_path)
-            if kind.name == "required":
-                places.append((_pointer([*at, kind.property]), "This field is required."))
-            elif kind.name == "additionalProperties":
-                places.extend((_pointer([*at, name]), "This field is not known.") for name in kind.unexpected)
-            else:
-                places.append((_pointer(at), self._sentence(kind, error.schema_path)))
-        return places
-
-    def _sentence(self, kind: Any, schema_path: list[str | int]) -> str:
-        if kind.name == "pattern":
-            schema: Any = self._schema
-            for step in schema_path[:-1]:
-                schema = schema[step]
-            return str(schema["x-pattern-says"])
-        return _SENTENCES[kind.name](kind.value)
-
-
-_SENTENCES: dict[str, Callable[[Any], str]] = {
-    "type": lambda types: f"Must be of the type {' or '.join(types)}.",
-    "enum": lambda options: f"Must be one of: {', '.join(str(option) for option in options)}.",
-    "minLength": lambda limit: f"Must have at least {limit} character{'' if limit == 1 else 's'}.",
-    "maxLength": lambda limit: f"Must have at most {limit} characters.",
-    "minimum": lambda limit: f"Must be at least {limit}.",
-    "maximum": lambda limit: f"Must be at most {limit}.",
-    "maxItems": lambda limit: f"Must have at most {limit} items.",
-    "uniqueItems": lambda _: "Must not hold the same item twice.",
-}
-
-
-def _pointer(path: list[str | int]) -> str:
-    """RFC 6901 section 6: each step escaped, the whole as a URI fragment; the client's part of it cut."""
-    steps = (cut(str(step)).replace("~", "~0").replace("/", "~1") for step in path)
-    return "#" + "".join(f"/{quote(step, safe='~!$&()*+,;=:@')}" for step in steps)
-
-
-def _draft_4(schema: Any) -> Any:
-    """A schema object of OpenAPI 3.0 in the words of JSON Schema Draft 4: `nullable` becomes a type."""
-    if isinstance(schema, list):
-        return [_draft_4(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    changed = {key: _draft_4(value) for key, value in schema.items()}
-    if changed.pop("nullable", False) is True:
-        changed["type"] = [changed["type"], "null"]
-    return changed

@@ -17,7 +17,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LARGEST_BODY = 2**20
 # what contract.py found out about the answer before it knew the answer
-ANSWER_HEADERS = "answer_headers"
+ANSWER_HEADERS = web.RequestKey("ANSWER_HEADERS", dict[str, str])
 SERVER = "agent-platform"
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)

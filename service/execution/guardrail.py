@@ -26,10 +26,10 @@ _GRAMMAR = r"""
 prior = previous(?:ly_\w{1,12})?|prior|preceding|earlier|above(?:_mentioned)?|foregoing|former|past|original|
     initial
 safe = safety|content|ethics?|ethical|moral|moderation|alignment|censorship
-fill = all|any|every|each|both|of|the|these|those|this|that|such|and|or|other|single|my|entire|whole|full|
-    complete|exact|whatever|system|core|usage|use|security|hidden|secret|internal|confidential|private|
-    current|existing|default|built_in|main|primary|base|basic|developer|operating|strict|programmed|
-    underlying|custom|old|own|assigned|stupid|actual|real|your|openai(?:'s)?|{safe}|{prior}
+fill = all|any|every|each|both|of|the|these|those|this|that|such|and|or|other|single|my|entire|whole|
+    following|future|prime|full|complete|exact|whatever|system|core|usage|use|security|hidden|secret|internal|
+    confidential|private|current|existing|default|built_in|main|primary|base|basic|developer|operating|strict|
+    programmed|underlying|custom|old|own|assigned|stupid|actual|real|your|openai(?:'s)?|{safe}|{prior}
 gap = (?:{fill}_){0,5}
 orders = (?:instructions?|directives?|directions|guidelines?|guidance|rules?|(?:pre_?)?prompts?|commands?|
     orders|programming|(?:system|developer)_messages?|tasks|assignments)\b
@@ -41,7 +41,7 @@ here = (?:(?:the|this|that|your|our|my|any|all|an?)_)?(?:now|here|this|your?|me|
     platform|ai|assistant|model|beginning|start|rest|remainder|sake|purposes?|duration|moment|next|following|
     time)\b
 data = _(?:below|attached|(?:from|by)_(?!{here})|(?:(?:printed|posted|sent|written|shown|listed|
-    found)_)?(?:on|in|inside|of|at|for|within)_(?!{here})(?:(?:the|this|that|my|our|his|her|their|its|an?)_\w|
+    found)_)?(?:on|in|inside|of|at|for|within)_(?!{here})(?:(?:the|this|that|my|our|his|her|their|its)_\w|
     (?:chapter|section|page|paragraph|step|line)\b|\d)|(?:(?:that|which)_)?(?:we|they|he|she|i)_
     (?:have_)?(?:sent|emailed|issued|wrote|shared))
 stop = [^\w\s-]|\s?$|\n
@@ -49,20 +49,21 @@ end = (?=_(?:and|but|or|so|then|now|instead|you|this|given|from_now|here|please|
     exactly|starting|immediately|completely|entirely|in_(?:this|our|full|a_code)|-)|{stop})
 told = (?:that_|which_)?(?:you_(?:were|are|have|had|got)(?:_been)?(?:_ever|_originally|_initially|
     _previously)?_(?:told|taught|instructed|given|trained|programmed|asked|fed|shown|following|using|
-    operating|under|bound)\b|you_(?:received|got|had|have)\b(?!_(?:to|for|about|on))|(?:(?:was|were|been|
-    are)_)?(?:given|provided|fed|assigned|issued)_(?:to_you|by_your)\b|(?:your|the)_(?:developers?|creators?|
-    makers?|owners?|system)_(?:gave|told|wrote|set)|(?:i|we|they|anyone)_(?:have_|had_)?(?:ever_)?(?:told|
-    gave|given|taught)_you)
-before = (?:that_)?(?:(?:was|is|were|has_been|came|comes|i_have|i|we)_)?(?:(?:written|said|stated|mentioned|
-    given)_)?(?:above|before|prior|preced(?:es?|ed|ing)|previously|earlier|so_far|until_now|up_(?:to|until)_
-    (?:now|here|this_point))\b
+    operating|under|bound)\b|you_received\b|(?:(?:was|were|been|are)_)?(?:given|provided|fed|assigned|issued)_
+    (?:to_you|by_your)\b|(?:your|the)_(?:developers?|creators?|makers?|owners?|system)_(?:gave|told|wrote|
+    set)|(?:i|we|they|anyone)_(?:have_|had_)?(?:ever_)?(?:told|gave|given|taught)_you)
+held = {told}|(?:that_|which_)?you_(?:(?:got|had)\b(?!_(?:to|for|about|on)\b)|have{end})
+before = (?:that_)?(?:(?:was|is|were|has_been|came|comes|appears?|i_have|i|we)_)?(?:(?:written|said|stated|
+    mentioned|given)_)?(?:above|before|prior|preced(?:es?|ed|ing)|previously|earlier|so_far|until_now|up_
+    (?:to|until)_(?:now|here|this_point))\b
 target = {gap}(?:system|developer)_messages?(?!{data})|{gap}(?:your|system|developer|hidden|openai's|
-    {prior})_{gap}{orders}(?!{data})|{gap}(?:{orders}|{limits})_(?:{told}|{before}{end})|
-    (?:our_)?{gap}{prior}_{gap}(?:text|context|conversations?){end}|(?:all|any|every)_{gap}{prior}_{gap}
-    (?:messages|inputs?|{limits})(?!{data})|(?:everything|anything|whatever|what|all(?:_of)?(?:_that|_this)?|
-    (?:(?:the|any|all|of)_){0,3}(?:text|content|words))_(?:{told}(?!_about_(?!you))|you_(?:have_)?(?:know|
-    learned|learnt)(?!_about|_in|_at)\b|{before}{end})|(?:(?:the|all|everything|anything)_
-    (?:of_the_)?)?(?:above|foregoing){end}|(?:everything_|all_)?{prior}(?={stop})
+    {prior})_{gap}{orders}(?!{data})|{gap}{prior}_{gap}{shields}(?!{data})|{gap}(?:{orders}|{limits})_
+    (?:{held}|{before}{end})|(?:our_)?{gap}{prior}_{gap}(?:text|context|conversations?){end}|(?:all|any|
+    every)_{gap}{prior}_{gap}(?:messages|inputs?|{limits})(?!{data})|(?:everything|anything|whatever|what|all
+    (?:_of)?(?:_that|_this)?|(?:(?:the|any|all|of)_){0,3}(?:text|content|words))_(?:{told}(?!_about_(?!you))|
+    you_(?:have_)?(?:know|learned|learnt)(?!_about|_in|_at)\b|{before}{end})|(?:(?:the|all|everything|
+    anything)_(?:of_the_)?)?(?:above|foregoing){end}|(?:everything|all)_{prior}(?={stop})|(?:previous|prior)
+    (?=[.!]|\s?$)
 ignore = ignore|disregard|forget(?:_about)?|discard|dismiss|overlook|skip|bypass|override|overrule|abandon|
     disobey|neglect|violate|circumvent|unlearn|scrap|drop|never(?:_)?mind|(?:set|put|push|cast)_aside|throw_
     (?:out|away)|do_away_with|get_rid_of|deviate_from|do_the_opposite_of|(?:break_)?free_(?:yourself_)?from|
@@ -75,9 +76,9 @@ defy = (?<!if\syou\s)(?:do_not|never|stop|cease|quit|refuse_to|no_longer|not|wit
 disable = {ignore}|disable|deactivate|evade|(?:turn|switch|shut)_(?:off|down)|(?:get|work)_around
 void = (?:_(?:are|is|were|have_been|as))?(?:_(?:now|all|hereby|not|no_longer)){0,2}_(?:(?:null_and_)?void|
     invalid|null|cancel+ed|revoked|rescinded|superseded|suspended|lifted|overridden|obsolete|removed|deleted|
-    disabled|erased|irrelevant|(?<=no\slonger\s)(?:apply|matter|bind|count|hold|exist|valid|binding|relevant)|
-    (?<=not\s)(?:valid|binding|applicable)|(?:do|does|did)_not_(?:apply|matter|bind|count|hold|exist)|(?:not_|
-    longer_)?in_(?:effect|force))\b(?!_(?:to|for)_(?!you))
+    disabled|erased|irrelevant|(?<=no\slonger\s)(?:appl(?:y|ies)|matters?|bind|count|hold|exist|valid|binding|
+    relevant)|(?<=not\s)(?:valid|binding|applicable)|(?:do|does|did)_not_(?:apply|matter|bind|count|hold|
+    exist)|(?:can|may|should|must)_(?:now_)?be_(?:ignored|disregarded)|(?:not_|longer_)?in_(?:effect|force))\b
 show = reveal|show|print|output|display|repeat|leak|disclose|expose|dump|share|tell|give|send|list|recite|
     quote|reproduce|return|write|echo|spell|state|divulge|provide|read|paste|copy|report|translate|
     summari[sz]e|paraphrase|describe|explain|encode|convert|what_(?:is|are|was|were)|let_me_(?:see|know|read)|
@@ -85,37 +86,41 @@ show = reveal|show|print|output|display|repeat|leak|disclose|expose|dump|share|t
     (?:_to_(?:see|know|read|have|get))?|(?:by|start|begin)_(?:revealing|showing|printing|repeating|outputting|
     quoting)
 piece = (?:(?:me|us|out|back|down|to|with|an?|verbatim|contents?|text|copy|first|last|\d+|words?|lines?|
-    sentences?|wording|version|summary|part|everything|what|is|in|from|now|please|just|about|{fill})_){0,8}
+    sentences?|wording|version|summary|part|everything|what|is|in|from|now|written|please|just|about|
+    {fill})_){0,8}
 secret = your_{gap}(?:(?:instructions?|directives?|guidelines|rules|system_messages?)\b(?!_(?:for|about|on|
-    when|regarding|of_thumb|to_(?!me|us|the_user)))|programming{end}|(?:entire|full|whole)_context\b|
-    (?:pre_?)?prompts?(?:{end}|_(?:in|into|to|as|is|was|text|word|letter|backwards|with|at|that|line)\b))|
-    (?<!\ba\s)(?:(?:system|developer)_(?:prompts?|instructions|directives|message)|(?:hidden|secret)_
-    (?:prompts?|instructions)|(?:initial|original|internal|underlying|base|confidential)_{gap}prompts?|
-    (?<=were\sthe\s)(?:initial|original)_instructions{end})\b(?!_(?:when|if|for|used|i_|we_|field|parameter|
-    role|template|design|so|should))|{gap}(?:{orders}|message)_{told}|(?:what|everything|all)_{told}
+    when|regarding|of_thumb|to_(?:my|our|an?|the_(?!user))\b))|programming{end}|(?:entire|full|
+    whole)_context\b|(?:pre_?)?prompts?(?:{end}|_(?:in|into|to|as|is|was|text|word|letter|backwards|with|at|
+    that|line)\b))|(?<!\ba\s)(?:(?:system|developer)_(?:prompts?|instructions|directives|message)|(?:hidden|
+    secret)_(?:prompts?|instructions)|(?:initial|original|internal|underlying|base|
+    confidential)_{gap}prompts?|(?<=were\sthe\s)(?:initial|original)_instructions{end})\b(?!_(?:when|if|for_
+    (?:an?|the|my|our)\b|used|i_|we_|field|parameter|role|template|design|so|should))|{gap}(?:{orders}|
+    message)_{held}|(?:what|everything|all)_{told}
 free = (?:no|without|without_any|zero|free_(?:of|from)|not_(?:bound|limited|restricted|constrained)_by|
     unbound_by|do_not_have)_{gap}(?:{shields}|(?:rules|guidelines|limitations|limits|filters?|boundaries|
-    content_policy)\b)(?!_(?:on|about|for|to)\b)
+    content_policy)\b)(?!_(?:on_(?!what_you)|about_|for_|to_))
 loose = unrestricted|unfiltered|uncensored|unethical|amoral|jailbroken|unaligned|unbound|lawless|evil|rogue
-bot = ai|assistant|chat(?:_)?bot|bot|model|language_model|llm|gpt|chatgpt|claude|entity|persona|system
-become = you_(?:are|will|must|shall)(?:_now)?(?:_going_to)?(?:_be|_act_as)?|act_(?:as|like)|behave_(?:as|
-    like)|pretend_(?:to_be|(?:that_)?you_are)|role(?:_)?play_as|become|simulate|imagine_you_are|be|(?:respond|
-    answer|speak)_(?:as|like)|play(?:_the_role_of)?
+bot = ai|assistant|chat(?:_)?bot|bot|model|language_model|llm|gpt|chatgpt|claude|entity|persona|hacker|system
+become = you_(?:are|will|must|shall)(?:_now)?(?:_going_to)?(?:_be|_act_as)?|act_(?:as(?:_if_you_(?:are|
+    were))?|like)|behave_(?:as|like)|pretend_(?:to_be|(?:that_)?you_are)|role(?:_)?play_as|become|simulate|
+    imagine_you_are|be|(?:respond|answer|speak)_(?:as|like)|play(?:_the_role_of)?
 mode = (?:developer|dev|dan|jailbreak|god|sudo|unsafe|no_filter|chaos|freedom|override|{loose})_mode\b(?!_
     (?:on|in|for|of|from|via|using|settings?|option|toggle|switch|button|menu|flag)\b(?!_(?:this|your|our)))
 
 new_instructions = your_(?:new|updated|revised|real|actual|true|only)_{gap}{orders}_(?:are|is|will_be|now|
-    follow)\b|(?<![\w,]\x20)(?:(?:here_are|these_are|follow|obey|begin|start)_)?(?:(?:your|the|these|
-    my)_)?(?:new|updated|revised)_(?:system_)?(?:instructions?|directives?|prompt)(?:_(?:from|for|by)_(?:the_|
-    your_)?{here})?\s?(?::|-\s)|you_(?:now_)?have_(?:been_given_|received_)?new_(?:instructions|orders|
-    directives|rules)\b|(?:these|this|the_following|my)_(?:new_)?(?:instructions?|message|prompt|rules?|
-    orders?|command)_(?:now_|will_|shall_)?(?:overrides?|supersedes?|replaces?|cancels?|(?:takes?|has|have)_
-    (?:precedence|priority)_over)_{target}|(?:that_)?your_{gap}(?:{orders}(?<!orders)|{limits}
-    (?<!policy)){void}|(?:{prior}_{gap}{orders}|system_(?:prompt|instructions)){void}|{orders}_(?:{told}|
-    {before}){void}|(?:rules|guidelines|instructions|restrictions)_(?:no_longer|do_not)_apply_to_you\b|
-    (?:cancel|revoke|nullify|void|erase|wipe|purge|reset)_{gap}(?:your|system|{prior})_{gap}(?:instructions|
-    programming|prompts?|directives|guidelines|rules)\b(?!{data})|(?:delete|clear|replace|rewrite|overwrite|
-    change|remove)_{gap}your_{gap}(?:instructions|programming|prompt|guidelines)\b
+    follow)\b|your_new_{gap}(?:instructions?|directives?|prompt)\s?:|new_instructions_follow\b|(?<![\w,]\x20)
+    (?:(?:here_are|these_are|follow|obey|begin|start)_)?(?:(?:your|the|these|my)_)?(?:new|updated|revised)_
+    (?:system_)?(?:instructions?|directives?|prompt)(?:_(?:from|for|by)_(?:the_|your_)?{here})?\s?(?::|-\s)|
+    you_(?:now_)?have_(?:been_given_|received_)?new_(?:instructions|orders|directives|rules)\b|(?:these|this|
+    the_following|my)_(?:new_)?(?:instructions?|message|prompt|rules?|orders?|command)_(?:now_|will_|
+    shall_)?(?:overrides?|supersedes?|replaces?|cancels?|(?:takes?|has|have)_(?:precedence|
+    priority)_over)_{target}|(?:that_)?your_{gap}(?:{orders}(?<!orders)|{limits}(?<!policy)
+    (?<!training)){void}|(?:(?:{prior}_{gap}{orders}|system_(?:prompt|instructions)|{orders}_(?:{told}|
+    {before})){void}|(?:everything|whatever|what)_{told}(?:_[\w']+){0,4}?{void})(?!_(?:to|for)_(?!you|this|
+    me))|(?:rules|guidelines|instructions|restrictions)_(?:no_longer|do_not)_apply_to_you\b|(?:cancel|revoke|
+    nullify|void|erase|wipe|purge|reset)_{gap}(?:your|system|{prior})_{gap}(?:instructions|programming|
+    prompts?|directives|guidelines|rules)\b(?!{data})|(?:delete|clear|replace|rewrite|overwrite|change|update|
+    remove)_{gap}your_{gap}(?:instructions|programming|prompt|guidelines)\b
 
 disable_safety = (?:{disable}|{defy})_{gap}(?:your|openai's)_{gap}{limits}(?!{data})|(?:{disable}|suspend|
     remove|lift|relax|lower|break|defeat|unlock|loosen)_{gap}(?:your_{gap}{shields}|(?:guardrails|
@@ -125,36 +130,38 @@ disable_safety = (?:{disable}|{defy})_{gap}(?:your|openai's)_{gap}{limits}(?!{da
 
 ignore_instructions = (?:{ignore}|{defy})_{target}|(?:regardless_of|irrespective_of|contrary_to|
     against)_your_{gap}(?:instructions|programming|guidelines|prompt)\b(?!{data})|(?:ignore|disregard|forget|
-    bypass|override)_(?:(?:all|any|every)_{gap}(?:{orders}|restrictions)(?<!orders)|the_(?:instructions?|
-    rules)|everything(?!_you)){end}|(?:(?:as_if|as_though|like|that)_)?you_never_(?:received|had|got|
-    saw)_{gap}(?:instructions|rules)\b|(?:obey|follow|listen_to)_only_(?:me|my)\b|only_(?:obey|follow|
-    listen_to)_(?:me|my)\b
+    bypass|override)_(?:(?:all|any|every)_{gap}(?:instructions?|directives?|guidelines|rules|prompts?|
+    programming|restrictions)|the_(?:instructions?|rules)|everything(?!_you)){end}|(?:(?:as_if|as_though|like|
+    that)_)?you_never_(?:received|had|got|saw)_{gap}(?:instructions|rules)\b|(?:obey|follow|listen_to)_only_
+    (?:me|my)\b|only_(?:obey|follow|listen_to)_(?:me|my)\b
 
 reveal_prompt = (?:{show})_{piece}(?:{secret})(?!{data})|(?:reveal|leak|disclose|divulge)_the_prompt\b{end}|
     (?:what|how)_(?:does|do|did|has)_your_{gap}(?:prompt|instructions|system_message|guidelines)_|(?:what|
     which)_{gap}{orders}_(?:were|have|did|do|are)_you_(?:been_)?(?:given|follow(?:ing)?|have|receive|told|
-    operating|under)(?!_(?:for|when|if|about))|what_(?:were|have)_you_(?:been_)?(?:told|instructed|
-    programmed)\b|(?:repeat|print|output|reveal|dump|recite|echo|return|write|copy|display|show|reproduce|
-    type|give|tell)(?:_(?:out|down|back|me|us))?_(?:everything|all|(?:(?:all|of|the|any|every|exact)_){0,4}
-    (?:text|words?|contents?|prompts?|instructions?|conversation|lines?|messages?))_{before}(?=_(?:this_
-    (?:line|message|point|prompt|sentence|text)|verbatim|word_for_word|exactly|starting|in_a_code|and)|
-    {stop})|what_(?:comes|came|is|was|were)_(?:(?:written|said)_)?(?:above|before)_(?:this|my)_(?:line|
-    message|text|conversation)|(?:reveal|show|print|output|repeat|copy|tell|give|recite|what)_
-    (?:[\w']+_){0,6}?(?:at|from|is)_the_(?:beginning|start|top)_of_(?:this|our|your|the)_(?:conversation|chat|
-    prompt|context|session)\b
+    operating|under)(?!_(?:for|when|if|about))|what_did_your_(?:developers?|creators?|makers?|
+    owners?)_tell_you\b|(?:repeat|echo|print|output|reveal|recite)_{gap}(?:previous|preceding|prior|above)_
+    (?:instructions|prompts?){end}|what_(?:were|have)_you_(?:been_)?(?:told|instructed|programmed)\b|
+    (?:repeat|print|output|reveal|dump|recite|echo|return|write|copy|display|show|reproduce|type|give|tell)
+    (?:_(?:out|down|back|me|us))?_(?:everything|all|(?:(?:all|of|the|any|every|exact)_){0,4}(?:text|words?|
+    contents?|prompts?|instructions?|conversation|lines?|messages?))_{before}(?=_(?:this(?:{stop})|(?:this|my|
+    our)_(?:first_)?(?:line|message|point|prompt|sentence|text|conversation)|verbatim|word_for_word|exactly|
+    starting|in_a_code|and)|{stop})|what_(?:comes|came|is|was|were)_(?:(?:written|said)_)?(?:above|before)_
+    (?:this|my)_(?:line|message|text|conversation)|(?:reveal|show|print|output|repeat|copy|tell|give|recite|
+    what)_(?:[\w']+_){0,6}?(?:at|from|is)_the_(?:beginning|start|top)_of_(?:this|our|your|the)_
+    (?:conversation|chat|prompt|context|session)\b
 
 new_identity = (?:you_are_now|act_as|pretend_to_be|become|role(?:_)?play_as|play|be)_(?:an?_)?dan\b
     (?=[^\w\s,-]|\s?$|\n|\x20(?:and|who|which|mode|do|stands|now|from[ ]now))|\bdan_(?:which_|
     who_)?stands_for\b|dan\b[^\n]{0,80}(?:do_anything_now|no_(?:rules|restrictions|limits|filters)|jailbreak|
     unrestricted)|you_(?:can|will)(?:_now)?_do_anything_now\b|{become}_(?:[\w']+_){0,4}(?:{loose})(?:_\w+)?_
-    (?:{bot})\b|{become}_(?:[\w']+_){0,4}(?:{bot})_(?:[\w']+_){0,4}?{free}|(?:(?:as_if|as_though|that|if|like|
-    and)_)?you_(?:have|had|are|were|operate)(?:_now|_literally)?_{free}(?<!limits)|(?:enter|enable|activate|
-    (?:switch|change)_(?:in)?to|turn_on|go_into|start|unlock|engage|initiate|(?:you_are|respond|answer|act|
-    operate)(?:_now)?_in|(?:ai|chatgpt|gpt|assistant|model|you)_with)_(?:(?:the|your|an?|now|
-    into)_){0,2}{mode}|you_are(?:_now)?_in_(?:admin\w*|debug|root|maintenance|test\w*|diagnostic)_mode\b|
-    (?:you_are_(?:no_longer|not)|forget_(?:that_)?you_are|stop_being)_(?:an?_)?(?:ai|chatgpt|gpt|claude|
-    language_model|(?:ai_)?assistant(?!_\w))\b|you_(?:are|have_been)(?:_now)?_(?:{loose}|unshackled|liberated|
-    freed_from)\b(?!_by|_as)|jailbreak_yourself\b
+    (?:{bot})\b|you_are_now_(?:[\w']+_){0,5}?{free}|{become}_(?:[\w']+_){0,4}(?:{bot})_
+    (?:[\w']+_){0,4}?{free}|(?:(?:as_if|as_though|that|if|like|and)_)?you_(?:have|had|are|were|operate)
+    (?:_now|_literally)?_{free}(?<!limits)|(?:enter|enable|activate|(?:switch|change)_(?:in)?to|turn_on|
+    go_into|start|unlock|engage|initiate|(?:you_are|respond|answer|act|operate)(?:_now)?_in|(?:ai|chatgpt|gpt|
+    assistant|model|you)_with)_(?:(?:the|your|an?|now|into)_){0,2}{mode}|you_are(?:_now)?_in_(?:admin\w*|
+    debug|root|maintenance|test\w*|diagnostic)_mode\b|(?:you_are_(?:no_longer|not)|forget_(?:that_)?you_are|
+    stop_being)_(?:an?_)?(?:ai|chatgpt|gpt|claude|language_model|(?:ai_)?assistant{end})|you_(?:are|have_been)
+    (?:_now)?_(?:{loose}|unshackled|liberated|freed_from)\b(?!_by|_as)|jailbreak_yourself\b
 """
 _TERMS: dict[str, str] = {}
 for _term, _words in re.findall(r"^(\w+) = (.*(?:\n +.*)*)", _GRAMMAR, re.MULTILINE):
@@ -169,7 +176,7 @@ def _rule(name: str, summary: str) -> Rule:
 _FORGED = re.compile(
     r"""(?<!=)={3,40}[ ]?(?:system[ ]instructions|tool[ ]descriptions|user[ ]input)\b[ ]?(?:[0-9a-f]{4,64}\b)?[ ]?(?:=|$)
     |(?<!=)={3,40}[ ]?end[ ][0-9a-f]{8,64}\b
-    |<\|[a-z_]{2,30}\|>|\[/?inst\]|<</?sys>>|<(?:start|end)_of_turn>
+    |<\|[a-z_]{2,30}\|>|(?<!\w)\[/?inst\]|<</?sys>>|<(?:start|end)_of_turn>
     |</?(?:system|(?:system|developer)[ _-](?:prompt|message|instructions?)|user[ _-]input)>
     |^[^\w\n]{0,9}(?:(?:begin|start|end)(?:ning)?[ ](?:of[ ])?(?:the[ ]|your[ ])?)?(?:system|developer)[ ]
         (?:prompt|message|instructions?)[ ]?[^\w\s:.,!?]{2,40}[ ]?$
@@ -179,8 +186,8 @@ _FORGED = re.compile(
     |^[^\w\n]{0,6}system(?:[ ](?:prompt|message|instructions?|note|notice|command|update))?[^\w\n]{0,3}[:\]][^\w\n]{0,6}\n?
         (?:you[ ](?:are[ ](?!logged|running|connected)|must|will|should|shall|have[ ]no|may)|your[ ](?:new|task|role|job|
         instructions)|ignore|disregard|forget|reveal|override|obey|comply|from[ ]now|always|never|do[ ]not|don't|act[ ]as|
-        respond|answer|disable|enable|assistant[ ]|the[ ](?:assistant|ai|model)[ ]|new[ ]instructions)\b
-    |^[^\w\n]{0,6}(?:system|admin|developer|security|root)[ ]override\b""",
+        respond|answer|disable|enable|assistant[ ]|the[ ](?:assistant|ai|model)[ ]|new[ ]instructions|the[ ]user[ ]is[ ]now)\b
+    |^`{3,9}[ ]?system[ ]?$|^[^\w\n]{0,6}(?:system|admin|developer|security|root)[ ]override\b""",
     re.MULTILINE | re.VERBOSE,
 )
 RULES: tuple[Rule, ...] = (
@@ -202,7 +209,7 @@ _REPORTED = re.compile(
         said|phrase|expression|titled|called|named|saying|
         (?!(?:as|this|thanks|always|sometimes|yes|afterwards|regardless)\b)\w{{1,30}}s)[ ]{_ADVERB}
     |\b(?!(?:you|yourself|free|is|need|have|sure|able|allowed|required|supposed|going|remember|order|proceed|try|want|like|
-        ready|begin|start|continue|ok|okay|fine)\b)(?<!you\sare\s)(?<!now\s)(?<!hereby\s)[\w']{{1,30}}\sto\s{_ADVERB}
+        ready|begin|start|continue|ok|okay|fine|were|permission)\b)(?<!you\sare\s)(?<!now\s)(?<!hereby\s)[\w']{{1,30}}\sto\s{_ADVERB}
     |\Ato[ ]{_ADVERB}
     |\b(?:why|how|whether|if|do|does|did|make|makes|making|made|let|lets|help|helps|(?<!you\s)(?<!\bai\s)(?<!model\s)
         (?<!assistant\s)(?:could|would|will|might|may|can|should|must))
@@ -213,7 +220,8 @@ _REPORTED = re.compile(
 )
 _QUOTED = re.compile(
     r"""(\b(?:translate|explain|define|phrase|sentence|expression|words?|line|string|text|titled?|called|slogan|says?|said|
-    shouts?|writes?|mean(?:ing)?|examples?|attacks?|like|as|is|does|why|how|what|detect|classify)\b[^".!?\n]{0,60})
+    shouts?|writes?|mean(?:ing)?|examples?|attacks?|like|as|is|does|why|how|what|detect|classify|
+    payloads?|prompts?|includes?|typed|flagged)\b[^".!?\n]{0,60}|[=(\[][ ]?)
     "[^"\n]{1,80}\"""",
     re.VERBOSE,
 )
@@ -234,7 +242,8 @@ def _lines(task: str) -> str:
 
 def _prose(lines: str) -> str:
     text = _QUOTED.sub(r"\1;", re.sub(r"(?<!\w)'|'(?!\w)", '"', lines))
-    text = re.sub(r"n't\b|(?<=\bdo)nt\b", " not", re.sub(r'["*`~]', "", text.replace("_", " ")))
+    text = re.sub(r'["*`~]|(?<!\w)_|_(?!\w)', "", re.sub(r'"(?=[ ]?[,)\]])', ";", text))
+    text = re.sub(r"n't\b|(?<=\bdo)nt\b", " not", text)
     text = text.replace("what's", "what is").replace("'re ", " are ").replace("'ve ", " have ")
     return re.sub(r"[ ]*\n\s*", "\n", re.sub(r" {2,}", " ", text))
 

@@ -1,0 +1,80 @@
+"""Fixtures: a fresh service for each test, and a client that holds every answer against openapi.yaml."""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from service.app import make_app
+from service.config import Config
+from service.server import Runner
+from tests.support.contract import Contract
+
+KEY_A = {"X-API-Key": "key_tenant_a"}
+KEY_B = {"X-API-Key": "key_tenant_b"}
+
+
+class Server(TestServer):
+    """aiohttp's test server, run by the runner that `serve` uses."""
+
+    async def _make_runner(self, **kwargs: Any) -> Runner:
+        return Runner(self.app, **kwargs)
+
+
+class Client(TestClient):
+    """aiohttp's test client; an answer that openapi.yaml does not describe fails the test that gets it."""
+
+    def __init__(self, server: Server, contract: Contract) -> None:
+        super().__init__(server)
+        self._contract = contract
+
+    async def _request(self, method: str, path: Any, **kwargs: Any) -> Any:
+        kwargs.setdefault("allow_redirects", False)
+        response = await super()._request(method, path, **kwargs)
+        self._contract.check(method, response.url.raw_path, response.status, response.headers, await response.read())
+        return response
+
+    async def json(self, method: str, path: str, key: dict[str, str] = KEY_A, **kwargs: Any) -> Any:
+        """Sends a request that must succeed; gives the answer's body."""
+        response = await self.request(method, path, headers=key, **kwargs)
+        body = await response.read()
+        assert response.status < 300, body
+        return json.loads(body) if body else None
+
+
+@pytest.fixture(scope="session")
+def contract() -> Contract:
+    return Contract()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(database=tmp_path / "test.db")
+
+
+Serve = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture
+async def serve(config: Config, contract: Contract) -> AsyncIterator[Serve]:
+    """Starts a service, of the test's own configuration or application, and gives its client."""
+    clients: list[Client] = []
+
+    async def start(settings: Config | None = None, app: web.Application | None = None, **parts: Any) -> Client:
+        client = Client(Server(app or make_app(settings or config, **parts)), contract)
+        clients.append(client)
+        await client.start_server()
+        return client
+
+    yield start
+    for client in clients:
+        await client.close()
+
+
+@pytest.fixture
+async def client(serve: Serve) -> Client:
+    return await serve()
