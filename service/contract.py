@@ -36,7 +36,8 @@ _CHALLENGE = {"WWW-Authenticate": 'ApiKey realm="agent-platform", header="X-API-
 
 def load_spec(folder: Path) -> Schema:
     """openapi.yaml as a dict. Given as a path, Connexion would run it through Jinja2 first."""
-    spec: Schema = yaml.safe_load((folder / "openapi.yaml").read_bytes())
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+    spec: Schema = yaml.load((folder / "openapi.yaml").read_bytes(), Loader=loader)  # noqa: S506  # both are safe
     return spec
 
 

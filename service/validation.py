@@ -108,12 +108,15 @@ def _pointer(path: list[str | int]) -> str:
 
 
 def _draft_4(schema: Any) -> Any:
-    """A schema object of OpenAPI 3.0 in the words of JSON Schema Draft 4: `nullable` becomes a type."""
+    """A schema object of OpenAPI 3.0 in the words of JSON Schema Draft 4: `nullable` becomes a type.
+
+    `format` is left out: what it means for a time, `Parameter` checks.
+    """
     if isinstance(schema, list):
         return [_draft_4(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    changed = {key: _draft_4(value) for key, value in schema.items()}
+    changed = {key: _draft_4(value) for key, value in schema.items() if key != "format"}
     if changed.pop("nullable", False) is True:
         changed["type"] = [changed["type"], "null"]
     return changed

@@ -24,11 +24,15 @@ order by agent_tools.agent_id
 limit :limit offset :offset;
 
 -- name: count_agents_with_tool(tenant_id, tool_name, name)$
+-- The cross joins keep SQLite at this order: left to itself it begins with all the tenant's agents.
 select count(*)
 from tools
-join agent_tools on agent_tools.tenant_id = tools.tenant_id and agent_tools.tool_id = tools.id
-join agents on agents.tenant_id = agent_tools.tenant_id and agents.id = agent_tools.agent_id
-where tools.tenant_id = :tenant_id and tools.name = :tool_name and (:name is null or agents.name = :name);
+cross join agent_tools
+cross join agents
+where tools.tenant_id = :tenant_id and tools.name = :tool_name
+    and agent_tools.tenant_id = tools.tenant_id and agent_tools.tool_id = tools.id
+    and agents.tenant_id = agent_tools.tenant_id and agents.id = agent_tools.agent_id
+    and (:name is null or agents.name = :name);
 
 -- name: get_agent(tenant_id, agent_id)^
 select id, name, role, description, tool_ids as "tool_ids [json]", tools as "tools [json]", created_at, updated_at

@@ -211,8 +211,8 @@ def _within_savepoint(connection: sqlite3.Connection, job: _Job) -> Any:
     try:
         answer = _drive(connection, job.unit, job.bind)
     except Exception as error:
-        if not connection.in_transaction:
-            # a full disk or an I/O error took the whole transaction with it
+        if isinstance(error, Unavailable) or not connection.in_transaction:
+            # a full disk or an I/O error: SQLite may have undone the whole transaction, so the whole batch fails with it
             raise _meant(error) from error
         connection.execute("rollback to unit")
         connection.execute("release unit")

@@ -1,0 +1,42 @@
+"""A migrated database of the test's own, opened as the service opens it."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.resources import resource
+from service.storage.migrations import hold, migrate
+from service.storage.queries import load_queries
+from service.storage.scope import Scope, Unscoped
+from service.storage.sqlite import SqliteDatabase
+from service.storage.units import ask
+from service.times import utc_now
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    file = tmp_path / "test.db"
+    lock = hold(file)
+    migrate(file, resource("migrations"))
+    yield file
+    lock.close()
+
+
+@pytest.fixture
+async def database(path: Path) -> AsyncIterator[SqliteDatabase]:
+    opened = await SqliteDatabase.open(path, load_queries(resource("sql")))
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def tenants(database: SqliteDatabase) -> tuple[Scope, Scope]:
+    """Two tenants, each with the scope that a request of theirs gets."""
+
+    def unit():  # type: ignore[no-untyped-def]
+        for name in ("a", "b"):
+            yield ask("create_tenant", id=name, now=utc_now())
+
+    await Unscoped(database).write(unit())
+    return Scope(database, "a", None), Scope(database, "b", None)
