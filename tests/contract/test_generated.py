@@ -41,6 +41,19 @@ async def fill(client: Client) -> None:
         await client.json(method, url(path), json=example_body(operation))
 
 
+async def test_the_examples_of_the_spec_are_what_the_service_answers(client: Client) -> None:
+    await fill(client)
+    changing = {"created_at", "updated_at", "duration_ms"}
+    for path, example in (("/tools/1", "Tool"), ("/agents/1", "Agent"), ("/runs/1", "Run"), ("/runs", "RunPage")):
+        answer = await client.json("GET", path)
+        shown = copy.deepcopy(CONTRACT.spec["components"]["examples"][example]["value"])
+        for each in (answer, shown):
+            for item in each.get("items", [each]):
+                for name in changing & set(item):
+                    del item[name]
+        assert answer == shown
+
+
 def plain(body: bytes, number: int) -> bytes:
     """The body without what may differ: the id in the path and the request id."""
     problem = json.loads(body)
@@ -159,12 +172,10 @@ async def test_any_one_parameter_broken_is_400_and_is_named(
     arguments = {"json": example_body(operation)} if "requestBody" in operation else {}
     for parameter in CONTRACT.parameters(path, operation):
         for text in broken_texts(parameter["schema"]):
-            if parameter["in"] == "path":
-                target = url(path, text)
-            else:
-                target = f"{url(path)}?{parameter['name']}={text}"
+            in_path = parameter["in"] == "path"
+            target = url(path, text) if in_path else f"{url(path)}?{parameter['name']}={text}"
             response = await client.request(method, yarl(target), headers=KEY_A, **arguments)
-            if parameter["in"] == "path" and response.status == 404:
+            if in_path and response.status == 404:
                 continue
             assert response.status == 400, target
             assert parameter["name"] in [error["parameter"] for error in (await response.json())["errors"]], target

@@ -132,7 +132,8 @@ async def test_a_full_disk_fails_the_batch_and_the_next_write_works(
     big = [ask("create_tool", name=f"big {n}", description="x" * 2000, now=NOW) for n in range(200)]
 
     def fills() -> Any:
-        yield from big
+        for each in big:
+            _ = yield each
 
     answers = await asyncio.gather(a.write(fills()), a.write(two_tools("c", "d")), return_exceptions=True)
     assert [type(answer) for answer in answers] == [Unavailable, Unavailable]

@@ -1,0 +1,47 @@
+"""A real server in a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).parents[2]
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """The environment without settings of the service's own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AGENT_PLATFORM_")}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | more
+
+
+class Service:
+    """`serve` on a free port; `origin` is where it listens."""
+
+    def __init__(self, database: Path, *options: str) -> None:
+        self.database = database
+        command = [sys.executable, "-m", "service", "serve", "--port", "0", "--database", str(database), *options]
+        self.log = database.with_suffix(".log")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=clean_environment())
+        self.announced: list[str] = []
+        self.origin = ""
+
+    def __enter__(self) -> "Service":
+        assert self.process.stdout is not None
+        for raw in self.process.stdout:
+            self.announced.append(raw.decode().rstrip())
+            if found := re.search(r"listens on (http://\S+)", self.announced[-1]):
+                self.origin = found[1]
+            if self.announced[-1].startswith("Database:"):
+                return self
+        raise AssertionError(f"The service did not start: {self.log.read_text()}")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(timeout=10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        assert code == 0, self.log.read_text()

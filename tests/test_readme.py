@@ -1,0 +1,128 @@
+"""The README's tour, configuration and commands are run as they stand, so that it never lies."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.__main__ import cli
+from tests.support.process import Service
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(sh|json)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def section(title: str) -> str:
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def blocks(title: str) -> list[tuple[str, str]]:
+    """(language, text) of each block of the section, from top to bottom."""
+    return [(match[1], match[2]) for match in BLOCK.finditer(section(title))]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with Service(tmp_path / "tour.db") as running:
+        yield running
+
+
+def shell(command: str, **environment: str) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, timeout=30, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def as_shown(answer: str) -> str:
+    """The answer with what differs from run to run left out, as the README shows it."""
+    answer = re.sub(r'("(?:created_at|updated_at)":)"[^"]*"', r'\1"…"', answer)
+    answer = re.sub(r'("request_id":)"[^"]*"', r'\1"…"', answer)
+    return re.sub(r'("duration_ms":)\d+', r"\1…", answer)
+
+
+def test_the_tour_can_be_pasted_and_answers_what_it_shows(service: Service) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed; the tour is made of it.")
+    answers: list[str] = []
+    shown = 0
+    for language, text in blocks("A tour"):
+        if language == "sh":
+            answers.append(shell(text.replace("http://127.0.0.1:8000", service.origin)))
+        else:
+            assert as_shown(answers[-1]) == text.strip()
+            shown += 1
+    assert shown == 5
+    assert len(answers) == 10
+    history, found, rate, deleted = answers[3], answers[4], answers[8], answers[9]
+    assert history.count('"id":1,"agent_id":1') == 3
+    assert found.count('"name":"web-search"') == 2
+    assert json.loads(answers[6])["rule"] == "ignore_instructions"
+    assert rate.split()[:5] == ["200", "200", "200", "200", "429"]
+    assert "Retry-After:" in rate
+    assert '"status":409' in deleted
+    assert "204" in deleted
+    assert deleted.count('"agent_name":"runner"') == 1
+
+
+def test_the_commands_for_keys_can_be_pasted(service: Service) -> None:
+    (language, text), *rest = blocks("Keys and tenants")
+    assert language == "sh"
+    assert rest == []
+    scripts = str(Path(sys.executable).parent)
+    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"
+    if shutil.which("agent-platform", path=path) is None:
+        text = text.replace("agent-platform", f"{sys.executable} -m service")
+    printed = shell(text, AGENT_PLATFORM_DATABASE=str(service.database), PATH=path, PYTHONPATH=str(ROOT))
+    assert re.search(r"^mk_[0-9A-Za-z]{39}$", printed, re.MULTILINE)
+    assert "Revoked the key 1" in printed
+    assert re.search(r"^acme +0 ", printed, re.MULTILINE)
+
+
+def test_the_two_commands_are_there_to_the_letter() -> None:
+    assert [text.strip() for _, text in blocks("Two commands")] == [
+        "pip install . && agent-platform serve",
+        "pip install '.[test]' && pytest -q",
+    ]
+
+
+def test_the_table_of_options_is_the_command_lines() -> None:
+    rows = [line for line in section("Configuration").splitlines() if line.startswith("| `--")]
+    table = {}
+    for row in rows:
+        option, variable, default, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        table[option.strip("`")] = (variable.strip("`"), default.strip("`"))
+    real: dict[str, tuple[str, str]] = {}
+    for command in commands(cli):
+        for parameter in command.params:
+            if getattr(parameter, "envvar", None):
+                name = "/".join([*parameter.opts, *parameter.secondary_opts])
+                default = (
+                    "" if parameter.default is None or not isinstance(parameter.default, int | str) else parameter.default
+                )
+                real[name] = (str(parameter.envvar), str(default))
+    real["--demo/--no-demo"] = (real["--demo/--no-demo"][0], "on loopback only")
+    assert table == real
+
+
+def commands(group: Any) -> Iterator[Any]:
+    for command in group.commands.values():
+        if hasattr(command, "commands"):
+            yield from commands(command)
+        else:
+            yield command
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    named = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(named) > 8
+    assert [name for name in named if not (ROOT / name).exists()] == []
