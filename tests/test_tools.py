@@ -36,7 +36,11 @@ async def test_tools_are_listed_oldest_first(client: Client) -> None:
 async def test_put_replaces_the_whole_tool(client: Client) -> None:
     before = await make_tool(client)
     path = f"/tools/{before['id']}"
-    for partial, missing in (({}, ["#/description", "#/name"]), ({"name": "n"}, ["#/description"]), (TOOL | {"id": 7}, ["#/id"])):
+    for partial, missing in (
+        ({}, ["#/description", "#/name"]),
+        ({"name": "n"}, ["#/description"]),
+        (TOOL | {"id": 7}, ["#/id"]),
+    ):
         assert places(await refused(client, 400, "PUT", path, json=partial)) == missing
     after = await client.json("PUT", path, json={"name": "find", "description": "Find things"})
     assert after == {**before, "name": "find", "description": "Find things", "updated_at": after["updated_at"]}
