@@ -2,8 +2,8 @@
 
 Connexion reads the spec, checks it, builds the routes, finds the handlers and asks for the key; what it would do to a
 request's parameters and body, and to a handler's answer, is replaced here. `Api` and `Operation` are its classes with the
-costly or lenient parts taken out. `Inputs` is made once per operation, with compiled validators (validation.py): it checks path,
-query and body, and collects every error. `respond` makes the response.
+costly or lenient parts taken out. `Inputs` is made once per operation, with compiled validators (validation.py): it checks
+path, query and body, and collects every error. `respond` makes the response.
 The spec is served by pages.py, from bytes made at start.
 """
 

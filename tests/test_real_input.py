@@ -71,8 +71,8 @@ async def test_the_platform_bears_what_people_really_write(
 
     completed = sum(run["status"] == "completed" for run in runs)
     figures = (
-        f"real input: {len(tools)} tools; {len(agents)} agents stored, {refused} refused as too long; {len(runs)} tasks run, "
-        f"0 stopped, {completed} completed, {sum(bool(run['steps']) for run in runs)} with a tool call; "
+        f"real input: {len(tools)} tools; {len(agents)} agents stored, {refused} refused as too long; "
+        f"{len(runs)} tasks run, 0 stopped, {completed} completed, {sum(bool(run['steps']) for run in runs)} with a tool call; "
         f"{len(runs)} runs read back by cursor and equal"
     )
     assert (len(tools), len(agents) + refused, len(runs), completed) == (37, 213, 252, 252)
