@@ -15,8 +15,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # the browser itself holds the pages to what they promise: no request leaves for another host
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
-    "connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; font-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -25,6 +25,7 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Agent Platform</title>
 <link rel="icon" href="data:,">
+<style>body {{ margin: 0; }}</style>
 {head}
 </head>
 <body>
@@ -51,8 +52,12 @@ _REDOC_PAGE = _PAGE.format(head="", scripts='<script type="module" src="/redoc/s
 _REDOC_START = """import { init } from "/redoc/redoc.js";
 init("/openapi.json", { disableTelemetry: true }, document.getElementById("page"));
 """
-# ReDoc's bundle shows its maker's logo from a CDN
-_REDOC_CDN, _NOTHING = b"https://cdn.redoc.ly/redoc/", b"data:image/svg+xml,#"
+# ReDoc's bundle shows its maker's logos from a CDN; here they are this word
+_REDOC_CDN = b"https://cdn.redoc.ly/redoc/"
+_REDOC_LOGO = (
+    b"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 36 12'>"
+    b"<text y='10' font-family='sans-serif' font-size='11' fill='%232467f2'>ReDoc</text></svg>#"
+)
 
 
 def add_pages(app: web.Application, openapi: Path, spec: dict[str, Any]) -> None:
@@ -111,4 +116,4 @@ def _redoc() -> Handler:
     """
     (folder,) = find_spec("offapi").submodule_search_locations  # type: ignore[union-attr,misc]  # it is a dependency
     bundle = (Path(folder) / "redoc.js").read_bytes()
-    return _bytes(bundle.replace(_REDOC_CDN, _NOTHING), "text/javascript")
+    return _bytes(bundle.replace(_REDOC_CDN, _REDOC_LOGO), "text/javascript")

@@ -70,10 +70,10 @@ async def test_the_platform_bears_what_people_really_write(
     assert await everything(client, f"/agents/{agents[0]['id']}/runs") == of_first
 
     completed = sum(run["status"] == "completed" for run in runs)
+    called = sum(bool(run["steps"]) for run in runs)
     figures = (
-        f"real input: {len(tools)} tools; {len(agents)} agents stored, {refused} refused as too long; "
-        f"{len(runs)} tasks run, 0 stopped, {completed} completed, {sum(bool(run['steps']) for run in runs)} with a tool call; "
-        f"{len(runs)} runs read back by cursor and equal"
+        f"real input: {len(tools)} tools; {len(agents)} agents stored, {refused} refused as too long; {len(runs)} tasks, "
+        f"none stopped, {completed} completed, {called} with a tool call; all read back by cursor and equal"
     )
     assert (len(tools), len(agents) + refused, len(runs), completed) == (37, 213, 252, 252)
     with capsys.disabled():

@@ -1,0 +1,207 @@
+"""The documentation pages in a real browser, served by a real process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support import expected_conditions
+from selenium.webdriver.support.wait import WebDriverWait
+
+KEY = "key_tenant_a"
+SWITCHES = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-proxy-server",
+    "--window-size=1400,1800",
+    # whatever a page or the browser asks for, nothing but the server is there to be reached
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+
+class Browser:
+    """A browser that remembers what its pages asked for."""
+
+    def __init__(self, driver: webdriver.Chrome, origin: str) -> None:
+        self.driver = driver
+        self.origin = origin
+
+    def open(self, path: str) -> None:
+        self.driver.get(self.origin + path)
+
+    def see(self, css: str) -> WebElement:
+        """The element, once it is visible."""
+        return self._wait(expected_conditions.visibility_of_element_located((By.CSS_SELECTOR, css)), css)
+
+    def click(self, css: str) -> None:
+        self._wait(expected_conditions.element_to_be_clickable((By.CSS_SELECTOR, css)), css).click()
+
+    def see_text(self, tag: str, text: str) -> WebElement:
+        """The element that says just `text`, once it is visible."""
+        xpath = f'//{tag}[normalize-space()="{text}"]'
+        return self._wait(expected_conditions.visibility_of_element_located((By.XPATH, xpath)), xpath)
+
+    def _wait(self, condition: Any, what: str) -> WebElement:
+        found: WebElement = WebDriverWait(self.driver, 10).until(condition, f"{what} is not there")
+        return found
+
+    def leave(self) -> None:
+        """Hides the page, which is when telemetry sends what it has gathered."""
+        self.driver.minimize_window()
+        time.sleep(0.5)
+
+    def requests(self) -> list[str]:
+        """The URL of every request since the last call."""
+        urls = []
+        for entry in self.driver.get_log("performance"):
+            event = json.loads(entry["message"])["message"]
+            if event["method"] == "Network.requestWillBeSent":
+                urls.append(event["params"]["request"]["url"])
+            elif event["method"] == "Network.webSocketCreated":
+                urls.append(event["params"]["url"])
+        return urls
+
+    def errors(self) -> list[str]:
+        """What the console shows in red since the last call; a request that the page's policy blocks is there."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+    def check_nothing_left_the_server(self, path: str) -> None:
+        self.leave()
+        asked = self.requests()
+        assert {self.origin + path, f"{self.origin}/openapi.json"} <= set(asked)
+        assert [url for url in asked if not url.startswith((f"{self.origin}/", "data:", "blob:"))] == []
+        assert self.errors() == []
+
+
+@pytest.fixture(scope="session")
+def programs() -> tuple[str, str]:
+    """Where the browser and its driver are."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium and driver:
+        return chromium, driver
+    reason = "There is no browser to test with: install Debian's chromium and chromium-driver."
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def origin(programs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where a server process listens; it has one tool and one agent, both with the id 1."""
+    monkeypatch.setenv("no_proxy", "*")
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--database", str(tmp_path / "x.db")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENT_PLATFORM_")}
+    with (
+        (tmp_path / "server.log").open("w") as log,
+        subprocess.Popen(
+            command, cwd=Path(__file__).parents[1], env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as server,
+    ):
+        try:
+            assert server.stdout is not None
+            first = server.stdout.readline()
+            assert " listens on http://127.0.0.1:" in first, (tmp_path / "server.log").read_text()
+            url = first.split()[-1]
+            _post(f"{url}/tools", {"name": "search", "description": "Search the web"})
+            _post(f"{url}/agents", {"name": "runner", "role": "Assistant", "description": "Runs errands", "tool_ids": [1]})
+            yield url
+        finally:
+            server.terminate()
+
+
+def _post(url: str, body: dict[str, Any]) -> None:
+    headers = {"Content-Type": "application/json", "X-API-Key": KEY}
+    with urlopen(Request(url, json.dumps(body).encode(), headers), timeout=10) as answer:
+        assert answer.status == 201
+
+
+@pytest.fixture(params=[False, True], ids=["held by its policy", "with its policy ignored"])
+def browser(
+    programs: tuple[str, str],
+    origin: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Iterator[Browser]:
+    """A browser with a fresh profile.
+
+    Of what a page's policy blocks, the browser counts no request; where the policy is ignored, it counts all of them.
+    """
+    chromium, driver_path = programs
+    monkeypatch.setenv("SE_OFFLINE", "true")
+    monkeypatch.setenv("SE_AVOID_STATS", "true")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for switch in (*SWITCHES, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(switch)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
+    try:
+        driver.get("about:blank")
+        driver.execute_cdp_cmd("Page.setBypassCSP", {"enabled": request.param})
+        opened = Browser(driver, origin)
+        opened.requests()  # the browser's own start page
+        yield opened
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def spec(origin: str) -> dict[str, Any]:
+    with urlopen(f"{origin}/openapi.json", timeout=10) as answer:
+        served: dict[str, Any] = json.load(answer)
+    return served
+
+
+RUN_AGENT = '.opblock:has([data-path="/agents/{agent_id}/run"])'
+
+
+def test_swagger_ui_remembers_the_key_and_runs_an_agent(browser: Browser, spec: dict[str, Any]) -> None:
+    browser.open("/docs")
+    browser.click(".auth-wrapper .authorize.unlocked")
+    browser.see(".modal-ux input").send_keys(KEY)
+    browser.click(".modal-ux .authorize")
+    browser.click(".modal-ux .btn-done")
+
+    browser.driver.refresh()
+    browser.see(".auth-wrapper .authorize.locked")
+
+    browser.click(f"{RUN_AGENT} .opblock-summary-control")
+    example = spec["components"]["examples"]["RunInput"]["value"]
+    assert json.loads(browser.see(f"{RUN_AGENT} textarea").get_property("value")) == example
+    assert browser.see(f"{RUN_AGENT} input[placeholder=agent_id]").get_property("value") == "1"
+
+    browser.click(f"{RUN_AGENT} .execute")
+    assert browser.see(f"{RUN_AGENT} .live-responses-table .response-col_status").text.startswith("200")
+    answer = browser.see(f"{RUN_AGENT} .live-responses-table .response-col_description .microlight").text
+    assert '"status": "completed"' in answer
+    assert json.loads(answer)["task"] == example["task"]
+    browser.check_nothing_left_the_server("/docs")
+
+
+def test_redoc_shows_every_operation(browser: Browser, spec: dict[str, Any]) -> None:
+    browser.open("/redoc")
+    browser.see_text("h1", f"{spec['info']['title']} ({spec['info']['version']})")
+    operations = [operation for item in spec["paths"].values() for operation in item.values() if "tags" in operation]
+    for tag in spec["tags"]:
+        browser.see_text("li", tag["name"]).click()
+        titles = [operation["summary"] for operation in operations if tag["name"] in operation["tags"]]
+        for title in titles:
+            browser.see_text("li//span", title)
+    browser.check_nothing_left_the_server("/redoc")
