@@ -43,7 +43,6 @@ _SWAGGER_START = """SwaggerUIBundle({
   dom_id: "#page",
   deepLinking: true,
   persistAuthorization: true,
-  tryItOutEnabled: true,
   displayRequestDuration: true,
   validatorUrl: null,
 });

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 from selenium import webdriver
@@ -19,6 +19,7 @@ from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.wait import WebDriverWait
 
 KEY = "key_tenant_a"
+HTTP = build_opener(ProxyHandler({}))
 SWITCHES = (
     "--headless=new",
     "--no-sandbox",
@@ -58,7 +59,7 @@ class Browser:
         return self._wait(expected_conditions.visibility_of_element_located((By.XPATH, xpath)), xpath)
 
     def _wait(self, condition: Any, what: str) -> WebElement:
-        found: WebElement = WebDriverWait(self.driver, 10).until(condition, f"{what} is not there")
+        found: WebElement = WebDriverWait(self.driver, 10, poll_frequency=0.05).until(condition, f"{what} is not there")
         return found
 
     def leave(self) -> None:
@@ -101,14 +102,14 @@ def programs() -> tuple[str, str]:
     pytest.skip(reason)
 
 
-@pytest.fixture
-def origin(programs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def origin(programs: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a server process listens; it has one tool and one agent, both with the id 1."""
-    monkeypatch.setenv("no_proxy", "*")
-    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--database", str(tmp_path / "x.db")]
+    folder = tmp_path_factory.mktemp("server")
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--database", str(folder / "x.db")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENT_PLATFORM_")}
     with (
-        (tmp_path / "server.log").open("w") as log,
+        (folder / "server.log").open("w") as log,
         subprocess.Popen(
             command, cwd=Path(__file__).parents[1], env=environment, stdout=subprocess.PIPE, stderr=log, text=True
         ) as server,
@@ -116,7 +117,7 @@ def origin(programs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
         try:
             assert server.stdout is not None
             first = server.stdout.readline()
-            assert " listens on http://127.0.0.1:" in first, (tmp_path / "server.log").read_text()
+            assert " listens on http://127.0.0.1:" in first, (folder / "server.log").read_text()
             url = first.split()[-1]
             _post(f"{url}/tools", {"name": "search", "description": "Search the web"})
             _post(f"{url}/agents", {"name": "runner", "role": "Assistant", "description": "Runs errands", "tool_ids": [1]})
@@ -127,7 +128,7 @@ def origin(programs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
 
 def _post(url: str, body: dict[str, Any]) -> None:
     headers = {"Content-Type": "application/json", "X-API-Key": KEY}
-    with urlopen(Request(url, json.dumps(body).encode(), headers), timeout=10) as answer:
+    with HTTP.open(Request(url, json.dumps(body).encode(), headers), timeout=10) as answer:
         assert answer.status == 201
 
 
@@ -144,6 +145,7 @@ def browser(
     Of what a page's policy blocks, the browser counts no request; where the policy is ignored, it counts all of them.
     """
     chromium, driver_path = programs
+    monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("SE_OFFLINE", "true")
     monkeypatch.setenv("SE_AVOID_STATS", "true")
     options = webdriver.ChromeOptions()
@@ -162,9 +164,9 @@ def browser(
         driver.quit()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def spec(origin: str) -> dict[str, Any]:
-    with urlopen(f"{origin}/openapi.json", timeout=10) as answer:
+    with HTTP.open(f"{origin}/openapi.json", timeout=10) as answer:
         served: dict[str, Any] = json.load(answer)
     return served
 
@@ -183,6 +185,7 @@ def test_swagger_ui_remembers_the_key_and_runs_an_agent(browser: Browser, spec: 
     browser.see(".auth-wrapper .authorize.locked")
 
     browser.click(f"{RUN_AGENT} .opblock-summary-control")
+    browser.click(f"{RUN_AGENT} .try-out__btn")
     example = spec["components"]["examples"]["RunInput"]["value"]
     assert json.loads(browser.see(f"{RUN_AGENT} textarea").get_property("value")) == example
     assert browser.see(f"{RUN_AGENT} input[placeholder=agent_id]").get_property("value") == "1"
@@ -204,4 +207,6 @@ def test_redoc_shows_every_operation(browser: Browser, spec: dict[str, Any]) -> 
         titles = [operation["summary"] for operation in operations if tag["name"] in operation["tags"]]
         for title in titles:
             browser.see_text("li//span", title)
+        browser.see_text("li//span", titles[-1]).click()
+        browser.see_text("h2", titles[-1])
     browser.check_nothing_left_the_server("/redoc")

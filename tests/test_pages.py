@@ -94,32 +94,28 @@ async def test_following_next_keeps_to_its_filters(roomy: Client) -> None:
         assert {page["total"] for page in pages} == {len(expected)}
 
 
-async def test_a_list_that_grows_and_shrinks_meanwhile_is_followed_without_gap_or_double(client: Client) -> None:
-    for path in ("/tools", "/agents"):
+@pytest.mark.parametrize(("path", "make"), [("/tools", make_tool), ("/agents", make_agent)])
+async def test_a_list_that_grows_and_shrinks_meanwhile_is_followed_without_gap_or_double(
+    client: Client, path: str, make: Callable[[Client, str], Awaitable[JSON]]
+) -> None:
+    first = [(await make(client, f"first {number}"))["id"] for number in range(12)]
+    unseen = [first[8], first[10]]
+    doomed = list(unseen)
 
-        async def make(name: str, path: str = path) -> JSON:
-            return await (make_tool if path == "/tools" else make_agent)(client, name)
+    async def change(page: JSON) -> None:
+        """Adds an item, and takes away the one that the cursor stands on, one seen long ago and one not seen yet."""
+        if page["offset"] > 6:
+            return
+        await make(client, f"later {page['offset']}")
+        gone = [page["items"][-1]["id"], *([first[0]] if page["offset"] == 3 else []), *([doomed.pop()] if doomed else [])]
+        for each in gone:
+            await client.json("DELETE", f"{path}/{each}")
 
-        first = [(await make(f"first {number}"))["id"] for number in range(12)]
-        doomed = [first[8], first[10]]
-
-        async def change(
-            page: JSON, path: str = path, doomed: list[int] = doomed, make: Callable[[str], Awaitable[JSON]] = make
-        ) -> None:
-            if page["offset"] > 12:
-                return
-            await make(f"later {page['offset']}")
-            await client.json("DELETE", f"{path}/{page['items'][-1]['id']}")
-            if page["offset"] > 0:
-                await client.json("DELETE", f"{path}/{page['items'][0]['id']}")
-            if doomed:
-                await client.json("DELETE", f"{path}/{doomed.pop()}")
-
-        pages = await follow(client, path, 3, change)
-        seen = ids(*pages)
-        assert seen == sorted(set(seen))
-        assert [each for each in seen if each in first] == [each for each in first if each not in (first[8], first[10])]
-        assert {f"later {offset}" for offset in (0, 3, 6)} <= {item["name"] for page in pages for item in page["items"]}
+    pages = await follow(client, path, 3, change)
+    seen = ids(*pages)
+    assert seen == sorted(set(seen))
+    assert [each for each in seen if each in first] == [each for each in first if each not in unseen]
+    assert {f"later {offset}" for offset in (0, 3, 6)} <= {item["name"] for page in pages for item in page["items"]}
 
 
 async def test_a_history_that_grows_meanwhile_is_followed_without_gap_or_double(roomy: Client) -> None:

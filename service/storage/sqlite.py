@@ -62,11 +62,74 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @dataclass(slots=True)
 class _Job:
-    """A unit that waits for the writer, and where its result goes."""
+    """A unit that waits for its connection, and where its result goes."""
 
     unit: Unit[Any]
     bind: Bind
     answer: asyncio.Future[Any]
+
+
+Work = Callable[[list[_Job], sqlite3.Connection], list[Any]]
+
+
+class _Lane:
+    """One connection and its queue. What has queued up while the last hop was under way makes the next one together.
+
+    `work` runs on the connection's thread and answers each job with its result or its exception, or raises for all.
+    """
+
+    def __init__(self, connection: aiosqlite.Connection, work: Work) -> None:
+        self.connection = connection
+        self._work = work
+        self._waiting: list[_Job] = []
+        self._awake = asyncio.Event()
+        self._closing = False
+        self._task = asyncio.create_task(self._take_what_comes())
+
+    @property
+    def load(self) -> int:
+        """How many jobs wait."""
+        return len(self._waiting)
+
+    async def run(self, unit: Unit[T], bind: Bind) -> T:
+        """Queues a unit and waits for its result. A caller that is cancelled leaves it done whole or not at all."""
+        if self._closing:
+            raise Unavailable
+        job = _Job(unit, bind, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._awake.set()
+        result: T = await job.answer
+        return result
+
+    async def close(self) -> None:
+        """Finishes what is queued, refuses what comes, and closes the connection."""
+        self._closing = True
+        self._awake.set()
+        await self._task
+        await self.connection.close()
+
+    async def _take_what_comes(self) -> None:
+        while not (self._closing and not self._waiting):
+            await self._awake.wait()
+            self._awake.clear()
+            while self._waiting:
+                taken, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+                # whoever gave up while queueing has nothing done
+                if jobs := [job for job in taken if not job.answer.done()]:
+                    await self._do(jobs)
+
+    async def _do(self, jobs: list[_Job]) -> None:
+        try:
+            answers = await _on_thread(self.connection, partial(self._work, jobs))
+        except Exception as error:
+            answers = [error] * len(jobs)
+        for job, answer in zip(jobs, answers, strict=True):
+            if job.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                job.answer.set_exception(answer)
+            else:
+                job.answer.set_result(answer)
 
 
 class SqliteDatabase:
@@ -80,13 +143,9 @@ class SqliteDatabase:
         lock: FileLock,
     ) -> None:
         self.queries = queries
-        self._writer = writer
-        self._readers = readers
-        self._busy = [0] * len(readers)
+        self._writer = _Lane(writer, partial(_commit, lock))
+        self._readers = [_Lane(reader, _read_each) for reader in readers]
         self._lock = lock
-        self._jobs: asyncio.Queue[_Job | None] = asyncio.Queue()
-        self._closing = False
-        self._write_loop = asyncio.create_task(self._write_what_comes())
 
     @classmethod
     async def open(cls, path: Path, queries: Mapping[str, Query]) -> "SqliteDatabase":
@@ -103,80 +162,60 @@ class SqliteDatabase:
 
     async def close(self) -> None:
         """Finishes what is queued, refuses what comes, and closes the connections."""
-        if not self._closing:
-            self._closing = True
-            self._jobs.put_nowait(None)
-        await self._write_loop
-        for connection in (*self._readers, self._writer):
-            await connection.close()
+        for lane in (*self._readers, self._writer):
+            await lane.close()
         self._lock.close()
 
     async def read(self, unit: Unit[T], bind: Bind) -> T:
         """Runs a unit that only reads, on one state of the database, on the reader with the least to do."""
-        if self._closing:
-            raise Unavailable
-        number = self._busy.index(min(self._busy))
-        self._busy[number] += 1
-        try:
-            return await _on_thread(self._readers[number], lambda connection: _read(connection, unit, bind))
-        finally:
-            self._busy[number] -= 1
+        return await min(self._readers, key=_load).run(unit, bind)
 
     async def write(self, unit: Unit[T], bind: Bind) -> T:
-        """Queues a unit for the writer and waits until it is on disk.
+        """Runs a unit as one transaction and answers when it is on disk: commits are shared with what came meanwhile."""
+        return await self._writer.run(unit, bind)
 
-        A caller that is cancelled meanwhile leaves a unit that is done whole or not at all.
-        """
-        if self._closing:
-            raise Unavailable
-        job = _Job(unit, bind, asyncio.get_running_loop().create_future())
-        self._jobs.put_nowait(job)
-        result: T = await job.answer
-        return result
 
-    async def _write_what_comes(self) -> None:
-        """Commits together what has queued up while the last commit was under way."""
-        last = False
-        while not last:
-            waiting = [await self._jobs.get()]
-            while len(waiting) < _LARGEST_BATCH and not self._jobs.empty():
-                waiting.append(self._jobs.get_nowait())
-            last = None in waiting
-            # whoever gave up while queueing has nothing written
-            jobs = [job for job in waiting if job is not None and not job.answer.done()]
-            if not jobs:
-                continue
+def _load(lane: _Lane) -> int:
+    return lane.load
+
+
+def _commit(lock: FileLock, jobs: list[_Job], connection: sqlite3.Connection) -> list[Any]:
+    """One transaction for all jobs, a savepoint each. What a unit raises is its answer; what the disk raises, everyone's."""
+    try:
+        lock.acquire(_PATIENCE)
+    except (Locked, OSError) as error:
+        raise Unavailable from error
+    try:
+        connection.execute("begin immediate")
+        answers = [_within_savepoint(connection, job) for job in jobs]
+        connection.execute("commit")
+    except sqlite3.Error as error:
+        raise _meant(error) from error
+    finally:
+        if connection.in_transaction:
+            # the disk may refuse this too; SQLite then undoes the transaction by itself
+            with suppress(sqlite3.Error):
+                connection.execute("rollback")
+        lock.release()
+    return answers
+
+
+def _read_each(jobs: list[_Job], connection: sqlite3.Connection) -> list[Any]:
+    """All jobs on one state of the database. What a unit raises is its answer."""
+    try:
+        connection.execute("begin")
+    except sqlite3.Error as error:
+        raise _meant(error) from error
+    answers: list[Any] = []
+    try:
+        for job in jobs:
             try:
-                answers = await _on_thread(self._writer, partial(self._commit, jobs))
+                answers.append(_drive(connection, job.unit, job.bind))
             except Exception as error:
-                answers = [error] * len(jobs)
-            for job, answer in zip(jobs, answers, strict=True):
-                if job.answer.done():
-                    continue
-                if isinstance(answer, Exception):
-                    job.answer.set_exception(answer)
-                else:
-                    job.answer.set_result(answer)
-
-    def _commit(self, jobs: list[_Job], connection: sqlite3.Connection) -> list[Any]:
-        """Runs on the writer's thread: one transaction, a savepoint a unit. What a unit raises is its answer."""
-        try:
-            self._lock.acquire(_PATIENCE)
-        except (Locked, OSError) as error:
-            raise Unavailable from error
-        try:
-            connection.execute("begin immediate")
-            answers = [_within_savepoint(connection, job) for job in jobs]
-            connection.execute("commit")
-        except sqlite3.Error as error:
-            raise _meant(error) from error
-        finally:
-            if connection.in_transaction:
-                # the disk may refuse this too; SQLite then undoes the transaction by itself
-                with suppress(sqlite3.Error):
-                    connection.execute("rollback")
-            self._lock.release()
-        return answers
+                answers.append(_meant(error))
+    finally:
+        connection.execute("rollback")
+    return answers
 
 
 async def _connect(path: Path, pragmas: tuple[str, ...]) -> aiosqlite.Connection:
@@ -219,17 +258,6 @@ def _within_savepoint(connection: sqlite3.Connection, job: _Job) -> Any:
         return error
     connection.execute("release unit")
     return answer
-
-
-def _read(connection: sqlite3.Connection, unit: Unit[T], bind: Bind) -> T:
-    try:
-        connection.execute("begin")
-        return _drive(connection, unit, bind)
-    except sqlite3.Error as error:
-        raise _meant(error) from error
-    finally:
-        if connection.in_transaction:
-            connection.execute("rollback")
 
 
 def _drive(connection: sqlite3.Connection, unit: Unit[T], bind: Bind) -> T:

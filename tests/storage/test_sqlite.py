@@ -118,17 +118,17 @@ async def test_a_reader_can_not_write(tenants: tuple[Scope, Scope]) -> None:
 
 
 async def test_every_commit_reaches_the_disk(database: SqliteDatabase) -> None:
-    for connection in (database._writer, *database._readers):
+    for lane in (database._writer, *database._readers):
         for pragma, value in {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000}.items():
-            assert list(await connection.execute_fetchall(f"pragma {pragma}")) == [(value,)]
+            assert list(await lane.connection.execute_fetchall(f"pragma {pragma}")) == [(value,)]
 
 
 async def test_a_full_disk_fails_the_batch_and_the_next_write_works(
     tenants: tuple[Scope, Scope], database: SqliteDatabase
 ) -> None:
     a, _ = tenants
-    (pages,) = list(await database._writer.execute_fetchall("pragma page_count"))
-    await database._writer.execute_fetchall(f"pragma max_page_count = {pages[0]}")
+    (pages,) = list(await database._writer.connection.execute_fetchall("pragma page_count"))
+    await database._writer.connection.execute_fetchall(f"pragma max_page_count = {pages[0]}")
     big = [ask("create_tool", name=f"big {n}", description="x" * 2000, now=NOW) for n in range(200)]
 
     def fills() -> Any:
@@ -137,7 +137,7 @@ async def test_a_full_disk_fails_the_batch_and_the_next_write_works(
 
     answers = await asyncio.gather(a.write(fills()), a.write(two_tools("c", "d")), return_exceptions=True)
     assert [type(answer) for answer in answers] == [Unavailable, Unavailable]
-    await database._writer.execute_fetchall("pragma max_page_count = 1000000")
+    await database._writer.connection.execute_fetchall("pragma max_page_count = 1000000")
     await a.write(two_tools("e", "f"))
     assert await names(a) == ["e", "f"]
 
