@@ -42,6 +42,12 @@ class Failed(click.ClickException):
     """The command is right and can't be done now."""
 
 
+def _tenant(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not _TENANT_ID.fullmatch(value):
+        raise click.BadParameter("a tenant's id is 1 to 64 of the characters A-Z a-z 0-9 _ . - and begins with no sign.")
+    return value
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="agent-platform")
 def cli() -> None:
@@ -83,12 +89,10 @@ def tenants() -> None:
 
 
 @tenants.command("create")
-@click.argument("tenant_id", metavar="ID")
+@click.argument("tenant_id", metavar="ID", callback=_tenant)
 @database_option
 def create_tenant(tenant_id: str, database: Path) -> None:
     """Create the tenant ID."""
-    if not _TENANT_ID.fullmatch(tenant_id):
-        raise click.BadParameter("a tenant's id is 1 to 64 of the characters A-Z a-z 0-9 _ . - and begins with no sign.")
 
     def unit() -> Unit[None]:
         try:
@@ -120,7 +124,7 @@ def keys() -> None:
     """API keys."""
 
 
-tenant_option = option("--tenant", required=True, metavar="ID", help="The tenant that the key belongs to.")
+tenant_option = option("--tenant", required=True, metavar="ID", callback=_tenant, help="The tenant that the key belongs to.")
 
 
 @keys.command("create")

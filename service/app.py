@@ -14,7 +14,7 @@ from service.limiter import FixedWindow
 from service.pages import add_pages
 from service.resources import resource
 from service.state import STATE, State
-from service.storage.migrations import hold, migrate
+from service.storage.migrations import hold, known_migrations, migrate
 from service.storage.queries import load_queries
 from service.storage.scope import Unscoped
 from service.storage.sqlite import SqliteDatabase
@@ -60,6 +60,7 @@ def make_app(
                     models=registry,
                     tool_executor=tool_executor or MockTools(),
                     unscoped=unscoped,
+                    migrations=known_migrations(resource("migrations")),
                 )
                 yield
             finally:

@@ -1,6 +1,8 @@
 """The configuration: one frozen dataclass, and the options that fill it. The only place that reads the environment."""
 
 import ipaddress
+import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +46,36 @@ def option(name: str, **settings: Any) -> Callable[[Any], Any]:
     return click.option(name, envvar=variable, show_envvar=True, **settings)
 
 
+class _Whole(click.IntRange):
+    """A whole number in plain digits: int() would also take signs of other scripts, underscores and spaces."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,9}", value, re.ASCII):
+            self.fail(f"{value!a} is no whole number.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _host(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        if not value:
+            raise ValueError
+        socket.getaddrinfo(value, None, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        raise click.BadParameter(f"{value!a} is no address to listen on.") from None
+    return value
+
+
 def _database(context: click.Context, parameter: click.Parameter, value: str) -> Path:
-    if value == ":memory:" or "\0" in value or not value.strip():
+    if value == ":memory:" or not value.strip():
         raise click.BadParameter("the database is a file, named by its path.")
-    path = Path(value).expanduser().resolve()
-    if path.is_dir():
-        raise click.BadParameter(f"{path} is a folder, not a file.")
-    if not path.parent.is_dir():
-        raise click.BadParameter(f"the folder {path.parent} does not exist.")
+    try:
+        path = Path(value).expanduser().resolve()
+        if path.exists() and not path.is_file():
+            raise click.BadParameter(f"{str(path)!a} is no file.")
+        if not path.parent.is_dir():
+            raise click.BadParameter(f"the folder {str(path.parent)!a} does not exist.")
+    except (OSError, RuntimeError, ValueError):
+        raise click.BadParameter(f"{value!a} is no path that can be used.") from None
     return path
 
 
@@ -68,10 +92,10 @@ database_option = option(
 def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of `serve`, which arrive as the fields of Config."""
     options = (
-        option("--host", default=Config.host, show_default=True, help="The address to listen on."),
+        option("--host", default=Config.host, show_default=True, callback=_host, help="The address to listen on."),
         option(
             "--port",
-            type=click.IntRange(0, 65535),
+            type=_Whole(0, 65535),
             default=Config.port,
             show_default=True,
             help="0: any free one.",
@@ -79,14 +103,14 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
         database_option,
         option(
             "--rate-limit",
-            type=click.IntRange(1, 1_000_000),
+            type=_Whole(1, 1_000_000),
             default=Config.rate_limit,
             show_default=True,
             help="Runs per tenant and window.",
         ),
         option(
             "--rate-window",
-            type=click.IntRange(1, 86_400),
+            type=_Whole(1, 86_400),
             default=Config.rate_window,
             show_default=True,
             help="Seconds.",

@@ -2,14 +2,14 @@
 
 Connexion reads the spec, checks it, builds the routes, finds the handlers and asks for the key; what it would do to a
 request's parameters and body, and to a handler's answer, is replaced here. `Api` and `Operation` are its classes with the
-costly or lenient parts taken out. `Inputs` is made once per operation, with compiled validators (validation.py): it checks
-path, query and body, and collects every error. `respond` makes the response.
-The spec is served by pages.py, from bytes made at start.
+costly and the lenient parts taken out. `Inputs` is made once per operation, with compiled validators (validation.py): it
+checks path, query and body, and collects every error. `respond` makes the response; the spec itself is served by pages.py.
 """
 
 import asyncio
-import functools
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -20,16 +20,15 @@ import yaml
 from aiohttp import web
 from connexion.apis.aiohttp_api import AioHttpApi
 from connexion.exceptions import OAuthProblem
-from connexion.lifecycle import ConnexionRequest
 from connexion.operations import OpenAPIOperation
 
 from service.errors import Invalid, Malformed, Unauthorized, UnsupportedMediaType, cut
-from service.problems import ANSWER_HEADERS, problems
+from service.problems import ANSWER_HEADERS, nothing_yet, problems
 from service.state import STATE, State
-from service.validation import Parameter, Places, Schema, Validator, strict_json
+from service.validation import MOST_PLACES, Parameter, Places, Schema, Validator, strict_json
 
-_MOST_ERRORS = 1000
-_STATE_FIELDS = frozenset(State.__dataclass_fields__)
+# what aiohttp decodes without more packages; it would pass others on as they are
+_CODINGS = ("identity", "gzip", "deflate")
 _SEND_A_KEY = "Send a valid API key in the header X-API-Key."
 _CHALLENGE = {"WWW-Authenticate": 'ApiKey realm="agent-platform", header="X-API-Key"'}
 
@@ -50,22 +49,24 @@ def build_app(spec: Schema) -> web.Application:
     return built
 
 
-class Context(dict[str, Any]):
-    """What Connexion carries along beside a request; what is put in reaches the handler by the argument's name."""
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way. Connexion reads the key from `headers`; what `context` holds reaches the handler by name."""
 
-    def __init__(self, http: web.Request) -> None:
-        super().__init__()
-        self.http = http
+    http: web.Request
+    headers: Mapping[str, str]
+    context: dict[str, Any]
 
 
-async def authenticate(key: str, context: Context) -> dict[str, str]:
+async def authenticate(key: str, context: dict[str, Any]) -> dict[str, str]:
     """The spec's `x-apikeyInfoFunc`: puts the tenant's scope into the context, as the handler's `tenant`.
 
     Raises Unauthorized for whatever is not exactly one good key.
     """
+    http: web.Request = context["http"]
     # of two keys Connexion sees the first; whose request would it be?
-    alone = len(context.http.headers.getall("X-API-Key")) == 1
-    scope = await context.http.app[STATE].authenticator.scope(key) if alone else None
+    alone = len(http.headers.getall("X-API-Key")) == 1
+    scope = await http.app[STATE].authenticator.scope(key) if alone else None
     if scope is None:
         raise Unauthorized(_SEND_A_KEY, headers=_CHALLENGE)
     context["tenant"] = scope
@@ -87,36 +88,38 @@ class Api(AioHttpApi):  # type: ignore[misc]  # Connexion ships no types
             path=path,
             method=method,
             resolver=self.resolver,
-            validator_map={"parameter": _already_checked, "body": _already_checked},
             pass_context_arg_name=self.pass_context_arg_name,
         )
-        self._add_operation_internal(method, path, operation)
+        handler = operation.function
+        for each in ("GET", "HEAD") if method == "get" else (method.upper(),):
+            self.subapp.router.add_route(each, path, handler, expect_handler=nothing_yet)
 
-    def _add_operation_internal(self, method: str, path: str, operation: "Operation") -> None:
-        function = operation.function
 
-        @functools.wraps(function)
-        async def handler(request: web.Request) -> web.StreamResponse:
+class Operation(OpenAPIOperation):  # type: ignore[misc]  # Connexion ships no types
+    """One operation of the spec."""
+
+    @property
+    def function(self) -> Callable[[web.Request], Awaitable[web.Response]]:
+        """What answers a request: Connexion's check of the key, then `Inputs`, then the handler, then `respond`."""
+        secured = self.security_decorator(Inputs(self).pass_to_handler)
+
+        async def answer(http: web.Request) -> web.Response:
             try:
-                response: web.StreamResponse = await function(request)
+                given = secured(Exchange(http, http.headers, {"http": http}))
+                while asyncio.iscoroutine(given):
+                    given = await given
             except OAuthProblem:
                 # the one refusal that is left to Connexion: a request without the header
                 raise Unauthorized(_SEND_A_KEY, headers=_CHALLENGE) from None
-            return response
+            return respond(given)
 
-        methods = ("GET", "HEAD") if method == "get" else (method.upper(),)
-        for each in methods:
-            self.subapp.router.add_route(each, path, handler, expect_handler=_nothing_yet)
+        return answer
 
-    @classmethod
-    async def get_request(cls, request: web.Request) -> ConnexionRequest:
-        """What Connexion passes along. The body is not read: the key comes first."""
-        context = Context(request)
-        return ConnexionRequest("", request.method, headers=request.headers, json_getter=lambda: None, context=context)
-
-    @classmethod
-    async def get_response(cls, response: Any, mimetype: str | None = None, request: Any = None) -> web.Response:
-        return respond(response)
+    @property
+    def body_definition(self) -> Schema:
+        # PATCH takes two media types with one schema; Connexion would use the first as well, and warn of it each time
+        content: dict[str, Schema] = self.request_body.get("content", {})
+        return next(iter(content.values()), {})
 
 
 def respond(answer: Any) -> web.Response:
@@ -127,37 +130,8 @@ def respond(answer: Any) -> web.Response:
     return web.Response(body=orjson.dumps(body), status=status, headers=headers, content_type="application/json")
 
 
-class Operation(OpenAPIOperation):  # type: ignore[misc]  # Connexion ships no types
-    """One operation of the spec: its inputs are checked by `Inputs` and reach the handler as they left it."""
-
-    @property
-    def _uri_parsing_decorator(self) -> "Inputs":
-        # the one decorator that Connexion gives to every operation, with parameters and without, behind the key
-        return Inputs(self)
-
-    @property
-    def body_definition(self) -> Schema:
-        # PATCH takes two media types with one schema; Connexion would use the first as well, and warn of it each time
-        content: dict[str, Schema] = self.request_body.get("content", {})
-        return next(iter(content.values()), {})
-
-    def get_arguments(self, path_params: Mapping[str, Any], query_params: Mapping[str, Any], body: Any, *_: Any) -> Any:
-        arguments = {**path_params, **query_params}
-        if self.request_body:
-            arguments["body"] = body
-        return arguments
-
-
-def _already_checked(*_: Any, **__: Any) -> Callable[[Any], Any]:
-    return lambda function: function
-
-
-async def _nothing_yet(request: web.Request) -> None:
-    """Answers `Expect` with nothing: 100 Continue is sent when the body is wanted (RFC 9110 section 10.1.1)."""
-
-
 class Inputs:
-    """Checks the path, the query and the body of one operation's requests."""
+    """Checks the path, the query and the body of one operation's requests, and calls its handler with them."""
 
     def __init__(self, operation: Operation) -> None:
         defined = {place: [p for p in operation.parameters if p["in"] == place] for place in ("path", "query")}
@@ -165,44 +139,41 @@ class Inputs:
         self._query = {parameter["name"]: Parameter(parameter) for parameter in defined["query"]}
         self._body = _Body(operation) if operation.request_body else None
         self._rate_limited = operation._operation.get("x-rate-limited", False)
-        handler = operation._resolution.function
-        self._state_fields = tuple(_STATE_FIELDS.intersection(handler.__code__.co_varnames[: handler.__code__.co_argcount]))
+        self._handler = operation._resolution.function
+        wanted = inspect.signature(self._handler).parameters
+        self._wants_tenant = "tenant" in wanted
+        self._state_fields = tuple(name for name in wanted if name in State.__dataclass_fields__)
 
-    def __call__(self, function: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
-        @functools.wraps(function)
-        async def checked(request: ConnexionRequest) -> Any:
-            context = request.context
-            state = context.http.app[STATE]
-            for name in self._state_fields:
-                context[name] = getattr(state, name)
-            if not self._rate_limited:
-                return await self._answer(function, request)
-            tenant_id = context["tenant"].tenant_id
-            try:
-                state.limiter.check(tenant_id)
-                return await self._answer(function, request)
-            finally:
-                context.http[ANSWER_HEADERS] = state.limiter.headers(tenant_id)
+    async def pass_to_handler(self, exchange: Exchange) -> Any:
+        """What the handler returns. Raises what it raises, Invalid with every place that breaks the contract, and
+        TooManyRuns, before anything is read, where the operation is limited and the tenant over its limit.
+        """
+        http, state = exchange.http, exchange.http.app[STATE]
+        if not self._rate_limited:
+            return await self._handler(**await self._arguments(exchange, state))
+        tenant_id = exchange.context["tenant"].tenant_id
+        try:
+            state.limiter.check(tenant_id)
+            return await self._handler(**await self._arguments(exchange, state))
+        finally:
+            http[ANSWER_HEADERS] = state.limiter.headers(tenant_id)
 
-        return checked
-
-    async def _answer(self, function: Callable[[Any], Any], request: ConnexionRequest) -> Any:
-        errors: Places = []
-        http = request.context.http
-        request.path_params = self._parse_path(http.match_info, errors)
-        request.query = self._parse_query(http.rel_url.raw_query_string, errors)
+    async def _arguments(self, exchange: Exchange, state: State) -> dict[str, Any]:
+        http, errors = exchange.http, Places()
+        arguments = {name: parameter.parse(http.match_info[name], errors) for name, parameter in self._path.items()}
+        if self._query or http.rel_url.raw_query_string:
+            arguments.update(self._parse_query(http.rel_url.raw_query_string, errors))
         if self._body is not None:
-            request._json = await self._body.read(http, errors)
+            arguments["body"] = await self._body.read(http, errors)
         if errors:
-            places = "1 place" if len(errors) == 1 else f"{len(errors)} places"
-            raise Invalid(f"The request breaks the contract in {places}.", errors=errors[:_MOST_ERRORS])
-        answer = function(request)
-        while asyncio.iscoroutine(answer):
-            answer = await answer
-        return answer
-
-    def _parse_path(self, matched: Mapping[str, str], errors: Places) -> dict[str, Any]:
-        return {name: parameter.parse(matched[name], errors) for name, parameter in self._path.items()}
+            count = f"{MOST_PLACES} places or more" if len(errors) >= MOST_PLACES else f"{len(errors)} places"
+            places = "1 place" if len(errors) == 1 else count
+            raise Invalid(f"The request breaks the contract in {places}.", errors=errors[:MOST_PLACES])
+        if self._wants_tenant:
+            arguments["tenant"] = exchange.context["tenant"]
+        for name in self._state_fields:
+            arguments[name] = getattr(state, name)
+        return arguments
 
     def _parse_query(self, raw: str, errors: Places) -> dict[str, Any]:
         values = {name: parameter.default for name, parameter in self._query.items()}
@@ -239,8 +210,11 @@ class _Body:
         """
         if not request.body_exists and "Content-Type" not in request.headers:
             raise Malformed(f"A body of the type {self._media_types[-1]} is required.")
-        if request.content_type not in self._media_types or (request.charset or "utf-8").lower() != "utf-8":
+        utf_8 = (request.charset or "utf-8").lower() in ("utf-8", "utf8")
+        if request.content_type not in self._media_types or not utf_8:
             raise UnsupportedMediaType(f"Send the body as {' or '.join(self._media_types)}, in UTF-8.")
+        if request.headers.get("Content-Encoding", "identity").lower() not in _CODINGS:
+            raise UnsupportedMediaType(f"Send the body in one of the content codings {', '.join(_CODINGS)}.")
         if (request.content_length or 0) > request.client_max_size:
             raise web.HTTPRequestEntityTooLarge(request.client_max_size)
         if request.headers.get("Expect", "").lower() == "100-continue":

@@ -11,6 +11,8 @@ import orjson
 from aiohttp import web
 from swagger_ui_bundle import swagger_ui_path
 
+from service.problems import nothing_yet
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # the browser itself holds the pages to what they promise: no request leaves for another host
@@ -67,14 +69,14 @@ def add_pages(app: web.Application, openapi: Path, spec: dict[str, Any]) -> None
         "/openapi.json": _bytes(orjson.dumps(spec), "application/json"),
         "/docs": _bytes(_SWAGGER_PAGE.encode(), "text/html"),
         "/docs/start.js": _bytes(_SWAGGER_START.encode(), "text/javascript"),
-        "/docs/swagger-ui.css": _file(swagger / "swagger-ui.css"),
-        "/docs/swagger-ui-bundle.js": _file(swagger / "swagger-ui-bundle.js"),
+        "/docs/swagger-ui.css": _asset(swagger / "swagger-ui.css", "text/css"),
+        "/docs/swagger-ui-bundle.js": _asset(swagger / "swagger-ui-bundle.js", "text/javascript"),
         "/redoc": _bytes(_REDOC_PAGE.encode(), "text/html"),
         "/redoc/start.js": _bytes(_REDOC_START.encode(), "text/javascript"),
-        "/redoc/redoc.js": _redoc_bundle,
+        "/redoc/redoc.js": _asset(_offapi() / "redoc.js", "text/javascript", (_REDOC_CDN, _REDOC_LOGO)),
     }
     for path, handler in served.items():
-        app.router.add_get(path, handler)
+        app.router.add_get(path, handler, expect_handler=nothing_yet)
 
 
 def _bytes(body: bytes, content_type: str) -> Handler:
@@ -96,23 +98,21 @@ def _bytes(body: bytes, content_type: str) -> Handler:
     return serve
 
 
-def _file(path: Path) -> Handler:
+def _asset(path: Path, content_type: str, replacing: tuple[bytes, bytes] = (b"", b"")) -> Handler:
+    """Serves a file as `_bytes` does, read when it is first asked for: megabytes that few servers ever show."""
+
+    @functools.cache
+    def read() -> Handler:
+        body = path.read_bytes()
+        return _bytes(body.replace(*replacing) if replacing[0] else body, content_type)
+
     async def serve(request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(path, headers={"Cache-Control": "no-cache"})
+        return await read()(request)
 
     return serve
 
 
-async def _redoc_bundle(request: web.Request) -> web.StreamResponse:
-    return await _redoc()(request)
-
-
-@functools.cache
-def _redoc() -> Handler:
-    """ReDoc from the package offapi, read when it is first asked for: it is two megabytes that few servers ever show.
-
-    The package is not imported: that would load all its pages.
-    """
+def _offapi() -> Path:
+    """The folder of the package that carries ReDoc. It is not imported: that would load all its pages."""
     (folder,) = find_spec("offapi").submodule_search_locations  # type: ignore[union-attr,misc]  # it is a dependency
-    bundle = (Path(folder) / "redoc.js").read_bytes()
-    return _bytes(bundle.replace(_REDOC_CDN, _REDOC_LOGO), "text/javascript")
+    return Path(folder)

@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answers every request: with the handler's response, or with the problem that was raised instead."""
     began = time.perf_counter()
-    request_id = _request_id(request)
+    request_id = request_id_of(request)
     try:
         response = await handler(request)
     except Exception as error:
-        response = problem_response(_meant(error, request_id), request.raw_path, request_id)
+        response = problem_response(_meant(error, request_id), request.rel_url.raw_path, request_id)
     if not response.prepared:
         response.headers["X-Request-ID"] = request_id
         # aiohttp would name itself, Python and the version of each
@@ -47,12 +47,16 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         _access.info(
             "%s %s %s %.1fms %s",
             request.method,
-            cut(request.path),
+            cut(request.rel_url.raw_path),
             response.status,
             (time.perf_counter() - began) * 1000,
             request_id,
         )
     return response
+
+
+async def nothing_yet(request: web.Request) -> None:
+    """Answers `Expect` with nothing: 100 Continue is sent when the body is wanted (RFC 9110 section 10.1.1)."""
 
 
 def problem_response(problem: Problem, path: str, request_id: str) -> web.Response:
@@ -62,7 +66,7 @@ def problem_response(problem: Problem, path: str, request_id: str) -> web.Respon
         "title": problem.title,
         "status": problem.status,
         "detail": problem.detail,
-        "instance": cut(path.partition("?")[0]),
+        "instance": cut(path),
         "request_id": request_id,
         **problem.members,
     }
@@ -81,7 +85,7 @@ def new_request_id() -> str:
     return f"{_PROCESS}{next(_COUNT):012x}"
 
 
-def _request_id(request: web.Request) -> str:
+def request_id_of(request: web.Request) -> str:
     """The client's own, where it is one sane value; else a new one."""
     given = request.headers.getall("X-Request-ID", [])
     return given[0] if len(given) == 1 and _SANE_ID.fullmatch(given[0]) else new_request_id()

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import uvloop
@@ -15,10 +16,12 @@ from service import __version__
 from service.auth import DEMO_KEYS
 from service.config import Config
 from service.errors import Crash, Malformed
-from service.problems import new_request_id, problem_response
+from service.problems import new_request_id, problem_response, request_id_of
 
-# of the five seconds that a stop may take, the most that requests under way get
-_GRACE = 4.0
+# A stop takes five seconds at the most. Requests under way get the first part to end by themselves; aiohttp takes the second
+# part up to twice, once to wait and once to cancel.
+_FINISH = 2.5
+_GRACE = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +57,22 @@ class _Server(web.Server):
 class Runner(web.AppRunner):
     """aiohttp's runner, but every error that is answered outside of the application is a problem, too."""
 
+    def __init__(self, app: web.Application, **settings: Any) -> None:
+        super().__init__(app, **settings)
+        self._under_way = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    async def finish(self, patience: float) -> None:
+        """Takes no more connections, and waits until no request is under way, for `patience` seconds at the most.
+
+        aiohttp's own shutdown begins by dropping whatever still arrives, the rest of a body that is being read included.
+        """
+        for site in list(self.sites):
+            await site.stop()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), patience)
+
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         # aiohttp makes its Server without asking which; ours differs in one method
@@ -61,13 +80,18 @@ class Runner(web.AppRunner):
         inside: Callable[[Any], Awaitable[web.StreamResponse]] = server.request_handler
 
         async def guarded(request: web.Request) -> web.StreamResponse:
+            self._under_way += 1
+            self._quiet.clear()
             try:
                 return await inside(request)
             except web.HTTPException:
                 # raised before the middleware begins: an Expect that is not 100-continue
-                request_id = new_request_id()
                 problem = Malformed("The request is not one that this service understands.")
-                return problem_response(problem, request.raw_path, request_id)
+                return problem_response(problem, request.rel_url.raw_path, request_id_of(request))
+            finally:
+                self._under_way -= 1
+                if not self._under_way:
+                    self._quiet.set()
 
         server.request_handler = guarded  # type: ignore[assignment]  # aiohttp types it for its BaseRequest
         return server
@@ -91,13 +115,13 @@ async def _serve(app: web.Application, config: Config, announce: Callable[[str],
         await runner.setup()
         await web.TCPSite(runner, config.host, config.port).start()
         address = runner.addresses[0]
-        host, port = (config.host, address[1])
-        origin = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        origin = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{address[1]}"
         announce(f"Agent Platform {__version__} listens on {origin}")
         announce(f"Documentation: {origin}/docs and {origin}/redoc")
         announce(f"Database: {config.database}")
         if config.serves_demo:
             announce(f"Demo keys, for this try only: {' and '.join(DEMO_KEYS)}")
         await stop.wait()
+        await runner.finish(_FINISH)
     finally:
         await runner.cleanup()

@@ -20,6 +20,7 @@ class State:
     models: ModelRegistry
     tool_executor: ToolExecutor
     unscoped: Unscoped
+    migrations: frozenset[str]
 
 
 STATE: web.AppKey[State] = web.AppKey("STATE", State)

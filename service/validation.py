@@ -1,5 +1,6 @@
 """Checking what a client sends, against the spec's schemas: strict JSON, parameters, compiled validators."""
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -15,6 +16,8 @@ Schema = dict[str, Any]
 # (pointer or parameter, sentence) of each place that breaks the contract, as the problem's `errors` has them
 Places = list[dict[str, str]]
 
+# how many places a problem names at the most
+MOST_PLACES = 1000
 _TOO_DEEP = "The body is nested too deeply."
 
 
@@ -65,7 +68,7 @@ class Validator:
         try:
             if self._compiled.is_valid(value):
                 return []
-            found = list(self._compiled.iter_errors(value))
+            found = list(self._compiled.iter_errors(self._shortened(value)))
         except ValueError:
             raise Malformed(_TOO_DEEP) from None
         places: list[tuple[str, str]] = []
@@ -80,6 +83,19 @@ class Validator:
                 places.append((_pointer(at), self._sentence(kind, error.schema_path)))
         return places
 
+    def _shortened(self, value: Any) -> Any:
+        """A broken value with at most MOST_PLACES items and unknown fields: to name every place in a megabyte takes long."""
+        if isinstance(value, list):
+            return [_emptied(item) for item in value[:MOST_PLACES]]
+        if not isinstance(value, dict):
+            return value
+        known = self._schema.get("properties", {})
+        unknown = itertools.islice((name for name in value if name not in known), MOST_PLACES)
+        return {
+            name: [_emptied(item) for item in value[name][:MOST_PLACES]] if isinstance(value[name], list) else value[name]
+            for name in (*(name for name in known if name in value), *unknown)
+        }
+
     def _sentence(self, kind: Any, schema_path: list[str | int]) -> str:
         if kind.name == "pattern":
             schema: Any = self._schema
@@ -87,6 +103,11 @@ class Validator:
                 schema = schema[step]
             return str(schema["x-pattern-says"])
         return _SENTENCES[kind.name](kind.value)
+
+
+def _emptied(item: Any) -> Any:
+    """An array or object without what it holds: no schema of ours looks deeper, and messages would spell it out."""
+    return type(item)() if isinstance(item, (list, dict)) else item
 
 
 _SENTENCES: dict[str, Callable[[Any], str]] = {
@@ -123,7 +144,7 @@ def _draft_4(schema: Any) -> Any:
 
 
 # the integers of JSON (RFC 8259 section 6): no sign but minus, no leading zero, no underscore, no other digits
-_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,20})", re.ASCII)
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,20}", re.ASCII)
 _BOOLEANS = {"true": True, "false": False}
 
 

@@ -32,5 +32,5 @@ select id, prefix, label, created_at, revoked_at from api_keys where tenant_id =
 update api_keys set revoked_at = coalesce(revoked_at, :now) where id = :key_id
 returning id, tenant_id, prefix, revoked_at;
 
--- name: storage_answers()$
-select count(*) from tenants where id = '';
+-- name: list_migrations()
+select migration_id from _yoyo_migration order by migration_id;

@@ -283,7 +283,9 @@ def _visible(text: str) -> str:
 
 def _lines(task: str) -> str:
     # marks go before normalising too: putting a long run of them in order takes quadratic time.
-    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", _visible(task)).casefold())
+    # two Arabic ligatures grow to whole phrases, 18 letters for one.
+    visible = _visible(task).translate({0xFDFA: " ", 0xFDFB: " "})
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", visible).casefold())
     lines = re.sub(r"\r\n?|[\x85\u2028\u2029]", "\n", _visible(plain).translate(_LETTERS))
     return re.sub(r"[^\S\n]+", " ", lines)
 

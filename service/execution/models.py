@@ -1,8 +1,9 @@
 """Model adapters and their registry. The default one is a deterministic mock, worth using as a test double."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from service.execution.prompt import Agent, Tool
@@ -60,18 +61,16 @@ class MockModel:
     """Same agent, tools, task and model, same answer, on any machine, in any process.
 
     It asks once, in the order of their names, for each assigned tool that the task names or whose work it speaks of
-    (`wants`), with the task as input, cut at 200 characters; then it answers in one line that says who answered, with which
-    model and tools, and what the task was.
+    (`wanted_tools`), with the task as input, cut at 200 characters; then it answers in one line that says who answered,
+    with which model and tools, and what the task was.
     """
 
     async def answer(self, conversation: Conversation) -> str | ToolCall:
-        called = {result.call.tool_name for result in conversation.results}
-        words = tuple(_words(conversation.task))
-        for tool in conversation.agent.tools:
-            if tool.name not in called and wants(words, tool):
-                return ToolCall(tool.name, {"input": conversation.task[:200]})
-        agent = conversation.agent
-        used = ", ".join(result.call.tool_name for result in conversation.results) or "no tools"
+        agent, called = conversation.agent, len(conversation.results)
+        wanted = wanted_tools(conversation.task, agent.tools)
+        if called < len(wanted):
+            return ToolCall(wanted[called], {"input": conversation.task[:200]})
+        used = ", ".join(wanted) or "no tools"
         return f"{agent.name} ({agent.role}) on {conversation.model}, with {used}: {conversation.task[:200]}"
 
 
@@ -80,13 +79,24 @@ def default_registry() -> ModelRegistry:
     return ModelRegistry({"gpt-4o": MockModel()})
 
 
-def wants(task_words: Sequence[str], tool: Tool) -> bool:
-    """Does the task name the tool, or at least half of the telling words of its description?"""
-    name = tuple(_words(tool.name))
-    if name and any(tuple(task_words[at : at + len(name)]) == name for at in range(len(task_words))):
-        return True
-    work = {word for word in _words(tool.description) if len(word) >= _SHORTEST_TELLING and word not in _FILLERS}
-    return bool(work) and 2 * len(work.intersection(task_words)) >= len(work)
+@lru_cache(maxsize=64)
+def wanted_tools(task: str, tools: tuple[Tool, ...]) -> tuple[str, ...]:
+    """The names of those of `tools`, in their order, that the task names or of whose work it speaks.
+
+    It names a tool by the words of its name, one after the other; it speaks of its work with at least half of the telling
+    words of its description. Kept for the next step of the same run, which asks again.
+    """
+    words = list(_words(task))
+    said, vocabulary = f" {' '.join(words)} ", set(words)
+
+    def wants(tool: Tool) -> bool:
+        name = " ".join(_words(tool.name))
+        if name and f" {name} " in said:
+            return True
+        work = {word for word in _words(tool.description) if len(word) >= _SHORTEST_TELLING and word not in _FILLERS}
+        return bool(work) and 2 * len(work & vocabulary) >= len(work)
+
+    return tuple(tool.name for tool in tools if wants(tool))
 
 
 _WORD = re.compile(r"[^\W_]+")

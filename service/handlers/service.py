@@ -21,9 +21,10 @@ async def get_health() -> Answer:
     return {"status": "ok"}
 
 
-async def get_readiness(unscoped: Unscoped) -> Answer:
-    if await unscoped.value("storage_answers") is None:
-        raise Unavailable
+async def get_readiness(unscoped: Unscoped, migrations: frozenset[str]) -> Answer:
+    await unscoped.check()
+    if {row["migration_id"] for row in await unscoped.many("list_migrations")} != migrations:
+        raise Unavailable("The storage is not migrated to the version that this service knows.")
     return {"status": "ready"}
 
 

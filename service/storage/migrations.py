@@ -29,7 +29,13 @@ def hold(database: Path) -> FileLock:
     try:
         # the file holds prompts and key hashes: for its owner's eyes; SQLite gives -wal and -shm the same mode
         os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if database.stat().st_nlink > 1:
+            # the other name would have a lock and a write-ahead log of its own
+            raise MigrationError(f"The database {database} has a second name (a hard link); remove one of them.")
         lock.acquire()
+    except MigrationError:
+        lock.close()
+        raise
     except Locked:
         lock.close()
         raise DatabaseInUse(
@@ -68,7 +74,7 @@ def check(database: Path, folder: Path, *, complete: bool = True) -> list[str]:
     """
     if not database.exists():
         raise MigrationError(f"There is no database {database}; `agent-platform migrate` or `serve` makes it.")
-    known = {file.stem for file in folder.glob("*.sql") if not file.stem.endswith(".rollback")}
+    known = known_migrations(folder)
     try:
         with closing(connect(database)) as connection:
             tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
@@ -91,6 +97,11 @@ def check(database: Path, folder: Path, *, complete: bool = True) -> list[str]:
             f"The database {database} is not migrated yet (it lacks {missing[0]}); run `agent-platform migrate`."
         )
     return missing
+
+
+def known_migrations(folder: Path) -> frozenset[str]:
+    """The ids of the migrations that this version has."""
+    return frozenset(file.stem for file in folder.glob("*.sql") if not file.stem.endswith(".rollback"))
 
 
 def roll_back(database: Path, folder: Path) -> list[str]:

@@ -24,6 +24,8 @@ class Database(Protocol):
 
     async def write(self, unit: Unit[T], bind: Bind) -> T: ...
 
+    async def check(self) -> None: ...
+
 
 class _View:
     """Runs named queries one by one or as units of work; what may be bound is the subclass's to say."""
@@ -105,6 +107,10 @@ class Unscoped(_View):
         if query.scoped:
             raise PermissionError(f"The query {asked.name} belongs to a tenant.")
         return query, _complete(query, asked.parameters)
+
+    async def check(self) -> None:
+        """Raises Unavailable where the storage is not there any more; a query alone may be answered from memory."""
+        await self._database.check()
 
 
 def _complete(query: Query, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -137,6 +137,7 @@ class SqliteDatabase:
 
     def __init__(
         self,
+        path: Path,
         queries: Mapping[str, Query],
         writer: aiosqlite.Connection,
         readers: list[aiosqlite.Connection],
@@ -146,6 +147,8 @@ class SqliteDatabase:
         self._writer = _Lane(writer, partial(_commit, lock))
         self._readers = [_Lane(reader, _read_each) for reader in readers]
         self._lock = lock
+        self._path = path
+        self._file = _identity(path)
 
     @classmethod
     async def open(cls, path: Path, queries: Mapping[str, Query]) -> "SqliteDatabase":
@@ -158,7 +161,12 @@ class SqliteDatabase:
             for connection in opened:
                 await connection.close()
             raise _meant(error) from error
-        return cls(queries, opened[0], opened[1:], writer_lock(path))
+        return cls(path, queries, opened[0], opened[1:], writer_lock(path))
+
+    async def check(self) -> None:
+        """Raises Unavailable where the file is gone, or another one stands in its place."""
+        if self._file is None or _identity(self._path) != self._file:
+            raise Unavailable("The database file is not there any more.")
 
     async def close(self) -> None:
         """Finishes what is queued, refuses what comes, and closes the connections."""
@@ -173,6 +181,14 @@ class SqliteDatabase:
     async def write(self, unit: Unit[T], bind: Bind) -> T:
         """Runs a unit as one transaction and answers when it is on disk: commits are shared with what came meanwhile."""
         return await self._writer.run(unit, bind)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_size else None
 
 
 def _load(lane: _Lane) -> int:
@@ -214,7 +230,8 @@ def _read_each(jobs: list[_Job], connection: sqlite3.Connection) -> list[Any]:
             except Exception as error:
                 answers.append(_meant(error))
     finally:
-        connection.execute("rollback")
+        if connection.in_transaction:
+            connection.execute("rollback")
     return answers
 
 

@@ -1,0 +1,165 @@
+"""What strangers found when they tried to break the service."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from service.config import Config
+from tests.conftest import KEY_A, Client, Serve
+from tests.support.process import Service, clean_environment
+
+JSON = KEY_A | {"Content-Type": "application/json"}
+AGENT = {"name": "x", "role": "r", "description": "d"}
+
+
+@pytest.mark.parametrize("item", ["{}", "1", '"x"', "[[[]]]"])
+async def test_a_megabyte_of_mistakes_is_answered_at_once(client: Client, item: str) -> None:
+    body = json.dumps(AGENT)[:-1] + ', "tool_ids": [' + ",".join([item] * (1_000_000 // (len(item) + 1))) + "]}"
+    began = time.perf_counter()
+    response = await client.post("/agents", data=body, headers=JSON)
+    # unbounded, it takes five seconds and more
+    assert time.perf_counter() - began < 1.5
+    assert response.status == 400
+    problem = await response.json()
+    assert len(problem["errors"]) <= 1000
+    assert "Must have at most 50 items." in [error["detail"] for error in problem["errors"]]
+
+
+async def test_a_megabyte_of_unknown_fields_is_answered_at_once(client: Client) -> None:
+    response = await client.post("/agents", data=json.dumps({f"f{n}": n for n in range(60_000)}), headers=JSON)
+    problem = await response.json()
+    assert len(problem["errors"]) == 1000
+    assert problem["detail"] == "The request breaks the contract in 1000 places or more."
+    assert {"pointer": "#/name", "detail": "This field is required."} in problem["errors"]
+
+
+async def test_a_run_on_the_longest_task_with_the_most_tools_does_not_hold_the_others_up(client: Client) -> None:
+    names = [" ".join("abcdefghijklmnopqrstuvwxy") + f" z{n}" for n in range(42)] + [f"zz{n}" for n in range(8)]
+    tools = [(await client.json("POST", "/tools", json={"name": name, "description": "d"}))["id"] for name in names]
+    agent = await client.json("POST", "/agents", json=AGENT | {"tool_ids": tools})
+    task = ("a b c d e f g h i j k l m n o p q r s t u v w x y " * 400)[:19_900] + "".join(f" zz{n}" for n in range(8))
+    run = await client.json("POST", f"/agents/{agent['id']}/run", json={"task": task, "model": "gpt-4o"})
+    assert [step["tool_name"] for step in run["steps"]] == names[42:]
+    assert run["duration_ms"] < 250
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "foo", "gzip, gzip"])
+async def test_an_unknown_content_coding_is_refused(client: Client, coding: str) -> None:
+    headers = JSON | {"Content-Encoding": coding}
+    response = await client.post("/tools", data=b'{"name":"n","description":"d"}', headers=headers)
+    # aiohttp's parser itself refuses those that it would need a package for
+    assert response.status in (400, 415)
+    assert (await client.json("GET", "/tools"))["total"] == 0
+
+
+async def test_no_line_of_the_log_can_be_forged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        await client.get("/x%0a2026-11-22 ERROR forged%1b[31m")
+    lines = [record.getMessage() for record in caplog.records if record.name == "service.access"]
+    assert len(lines) == 1
+    assert lines[0].isprintable()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_conditions_and_ranges_on_assets_never_lead_to_an_empty_error(client: Client, method: str) -> None:
+    for path in ("/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/redoc/redoc.js"):
+        for header in (
+            {"Range": "bytes=999999999-"},
+            {"If-Match": '"x"'},
+            {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"},
+        ):
+            assert (await client.request(method, path, headers=header)).status == 200
+
+
+async def test_an_own_request_id_comes_back_also_with_an_odd_expectation(client: Client) -> None:
+    headers = {"X-Request-ID": "mine", "Expect": "the unexpected"}
+    for path in ("/docs", "/openapi.json", "/health", "/nowhere"):
+        assert (await client.get(path, headers=headers)).headers["X-Request-ID"] == "mine"
+
+
+async def test_ready_notices_that_the_database_is_gone(serve: Serve, config: Config) -> None:
+    client = await serve()
+    assert (await client.get("/ready")).status == 200
+    config.database.rename(config.database.with_suffix(".away"))
+    response = await client.get("/ready")
+    assert response.status == 503
+    assert "Retry-After" in response.headers
+    assert (await client.get("/health")).status == 200
+
+
+def connection(service: Service) -> socket.socket:
+    parts = urlsplit(service.origin)
+    return socket.create_connection((parts.hostname, parts.port), timeout=10)
+
+
+def test_a_request_whose_body_is_still_coming_at_sigterm_is_finished(tmp_path: Path) -> None:
+    body = b'{"name":"late","description":"d"}'
+    head = "POST /tools HTTP/1.1\r\nHost: x\r\nX-API-Key: key_tenant_a\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}"
+    with Service(tmp_path / "late.db") as service, connection(service) as sent:
+        sent.sendall(head.encode() + b"\r\n\r\n" + body[:5])
+        time.sleep(0.2)
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        sent.sendall(body[5:])
+        assert sent.recv(1000).startswith(b"HTTP/1.1 201")
+
+
+def test_a_client_that_does_not_read_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    service = Service(tmp_path / "deaf.db").__enter__()
+    with connection(service) as sent:
+        sent.sendall(b"GET /redoc/redoc.js HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+        time.sleep(0.3)
+        began = time.monotonic()
+        service.__exit__(None, None, None)
+        assert time.monotonic() - began < 5
+
+
+def command(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "service", *arguments]
+    return subprocess.run(
+        line, capture_output=True, text=True, timeout=20, env=clean_environment(), errors="replace", **more
+    )
+
+
+WRONG: list[list[str]] = [
+    ["serve", "--host", ""],
+    ["serve", "--host", ".."],
+    ["serve", "--host", "a" * 70],
+    ["serve", "--host", "999.1.1.1"],
+    ["serve", "--host", "[::1]"],
+    ["serve", "--port", "٥"],
+    ["serve", "--port", "8_0"],
+    ["migrate", "--database", "~nobody-of-this-name/x.db"],
+    ["migrate", "--database", "x" * 300],
+    ["migrate", "--database", "/dev/null"],
+    ["migrate", "--database", "loop"],
+    ["keys", "list", "--tenant", os.fsdecode(b"\xff")],
+    ["keys", "create", "--tenant", "../x"],
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=lambda arguments: ascii(arguments[-1])[:20])
+def test_a_wrong_value_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    done = command(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert os.listdir(tmp_path) == ["loop"]
+
+
+def test_a_database_with_a_second_name_is_refused(tmp_path: Path) -> None:
+    assert command("migrate", "--database", "one.db", cwd=tmp_path).returncode == 0
+    os.link(tmp_path / "one.db", tmp_path / "two.db")
+    done = command("migrate", "--database", "two.db", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "hard link" in done.stderr
