@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line. A wrong value is one line and exit code 2; what can't be done now, one line and 1."""
     try:
         code = cli.main(arguments, prog_name="agent-platform", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = error.exit_code
     except click.ClickException as error:
         click.echo(f"agent-platform: {' '.join(error.format_message().split())}", err=True)
         code = error.exit_code

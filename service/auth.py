@@ -71,22 +71,18 @@ class Authenticator:
             return Scope(self._database, tenant_id, None)
         if not is_well_formed(key):
             return None
-        hashed = key_hash(key)
-        self._forget()
+        hashed, now = key_hash(key), time.monotonic()
+        while self._found and next(iter(self._found.values()))[0] <= now:
+            self._found.popitem(last=False)
         if remembered := self._found.get(hashed):
             return remembered[1]
         row = await self._unscoped.one("find_api_key", hash=hashed)
         if row is None:
             return None
         scope = Scope(self._database, row["tenant_id"], row["key_id"])
-        self._found.pop(hashed, None)
-        self._found[hashed] = (time.monotonic() + self._memory, scope)
-        return scope
-
-    def _forget(self) -> None:
-        now = time.monotonic()
-        while self._found:
-            until, _ = next(iter(self._found.values()))
-            if until > now and len(self._found) <= self._most:
-                return
+        # counted from when it was asked for: the key may have been revoked since
+        self._found[hashed] = (now + self._memory, scope)
+        self._found.move_to_end(hashed)
+        if len(self._found) > self._most:
             self._found.popitem(last=False)
+        return scope

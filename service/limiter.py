@@ -30,38 +30,45 @@ class FixedWindow:
 
     def admit(self, tenant_id: str) -> None:
         """Counts one run of the tenant. Raises TooManyRuns, and counts nothing, where its window is full."""
-        self.check(tenant_id)
-        window = self._windows.get(tenant_id)
+        now = self._clock()
+        window = self._open_window(tenant_id, now)
+        self._refuse_if_full(window, now)
         if window is None:
-            window = self._windows[tenant_id] = _Window(ends=self._clock() + self.seconds, used=0)
+            window = self._windows[tenant_id] = _Window(ends=now + self.seconds, used=0)
         window.used += 1
 
     def check(self, tenant_id: str) -> None:
         """Raises TooManyRuns where `admit` would; a client that waits as long as it says is admitted."""
-        window = self._open_window(tenant_id)
+        now = self._clock()
+        self._refuse_if_full(self._open_window(tenant_id, now), now)
+
+    def seconds_left(self, tenant_id: str) -> int:
+        """Whole seconds, rounded up, after which the tenant's window has ended; a full one where none is open."""
+        now = self._clock()
+        return self._left(self._open_window(tenant_id, now), now)
+
+    def headers(self, tenant_id: str) -> dict[str, str]:
+        """RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10), after what was counted so far."""
+        now = self._clock()
+        window = self._open_window(tenant_id, now)
+        remaining = self.limit - (0 if window is None else window.used)
+        return {
+            "RateLimit-Policy": f'"run";q={self.limit};w={self.seconds}',
+            "RateLimit": f'"run";r={remaining};t={self._left(window, now)}',
+        }
+
+    def _open_window(self, tenant_id: str, now: float) -> _Window | None:
+        while self._windows and next(iter(self._windows.values())).ends <= now:
+            self._windows.popitem(last=False)
+        return self._windows.get(tenant_id)
+
+    def _left(self, window: _Window | None, now: float) -> int:
+        return self.seconds if window is None else max(1, math.ceil(window.ends - now))
+
+    def _refuse_if_full(self, window: _Window | None, now: float) -> None:
         if window is not None and window.used >= self.limit:
-            wait = self.seconds_left(tenant_id)
+            wait = self._left(window, now)
             raise TooManyRuns(
                 f"The limit is {self.limit} runs in {self.seconds} seconds; try again in {wait} seconds.",
                 headers={"Retry-After": str(wait)},
             )
-
-    def seconds_left(self, tenant_id: str) -> int:
-        """Whole seconds, rounded up, after which the tenant's window has ended; a full one where none is open."""
-        window = self._open_window(tenant_id)
-        return self.seconds if window is None else max(1, math.ceil(window.ends - self._clock()))
-
-    def headers(self, tenant_id: str) -> dict[str, str]:
-        """RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10), after what was counted so far."""
-        window = self._open_window(tenant_id)
-        left = self.limit - (0 if window is None else window.used)
-        return {
-            "RateLimit-Policy": f'"run";q={self.limit};w={self.seconds}',
-            "RateLimit": f'"run";r={left};t={self.seconds_left(tenant_id)}',
-        }
-
-    def _open_window(self, tenant_id: str) -> _Window | None:
-        now = self._clock()
-        while self._windows and next(iter(self._windows.values())).ends <= now:
-            self._windows.popitem(last=False)
-        return self._windows.get(tenant_id)

@@ -57,7 +57,7 @@ init("/openapi.json", { disableTelemetry: true }, document.getElementById("page"
 _REDOC_CDN = b"https://cdn.redoc.ly/redoc/"
 _REDOC_LOGO = (
     b"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 36 12'>"
-    b"<text y='10' font-family='sans-serif' font-size='11' fill='%232467f2'>ReDoc</text></svg>#"
+    b"<text y='10' font-family='sans-serif' font-size='11' fill='%234d8bf5'>ReDoc</text></svg>#"
 )
 
 

@@ -105,13 +105,16 @@ def test_keys_do_not_follow_from_a_seed() -> None:
     assert new_key() != first
 
 
+def sealed(secret: str) -> str:
+    """`secret` as a key: with its CRC-32 as six digits of base 62."""
+    number = zlib.crc32(secret.encode())
+    return f"mk_{secret}{''.join(BASE62[number // 62**power % 62] for power in reversed(range(6)))}"
+
+
 def test_the_checksum_is_the_crc_32_of_the_random_characters_in_base62() -> None:
     assert is_well_formed(KEY)
     for key in (KEY, new_key()):
-        number = 0
-        for digit in key[36:]:
-            number = number * 62 + BASE62.index(digit)
-        assert number == zlib.crc32(key[3:36].encode())
+        assert sealed(key[3:36]) == key
 
 
 @pytest.mark.parametrize("key", [KEY, new_key()], ids=["fixed", "fresh"])
@@ -126,6 +129,11 @@ def test_a_key_with_two_neighbours_swapped_is_malformed(key: str) -> None:
     for place in range(len(key) - 1):
         left, right = key[place], key[place + 1]
         assert left == right or not is_well_formed(key[:place] + right + left + key[place + 2 :])
+
+
+@pytest.mark.parametrize("secret", ["", "0" * 32, "0" * 34, "0" * 72, "0" * 32 + "_", "0" * 32 + "é"], ids=ascii)
+def test_a_right_checksum_does_not_make_a_key_of_what_is_none(secret: str) -> None:
+    assert not is_well_formed(sealed(secret))
 
 
 def test_a_key_with_a_character_too_few_or_too_many_is_malformed() -> None:

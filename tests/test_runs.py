@@ -242,7 +242,7 @@ async def test_the_window_opens_with_the_first_run_and_ends_when_it_says(
     now = 1000.0
     monkeypatch.setattr(client.app[STATE].limiter, "_clock", lambda: now)
     agent = await make_agent(client)
-    now += 500
+    now += 507
     assert (await ask(client, agent["id"])).headers["RateLimit"] == '"run";r=4;t=60'
     now += 30.5
     assert [(await ask(client, agent["id"])).headers["RateLimit"] for _ in range(4)] == [

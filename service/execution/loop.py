@@ -69,11 +69,29 @@ async def run(agent: Agent, task: str, model: str, adapter: ModelAdapter, tools:
 
 async def _ask(adapter: ModelAdapter, conversation: Conversation) -> str | ToolCall:
     try:
-        return await adapter.answer(conversation)
+        return _checked(await adapter.answer(conversation))
     except Exception as error:
         # what the adapter says may hold the prompt or a secret: its kind goes to the log, nothing of it to the client
         _log.warning("The adapter of the model %s raised %s.", conversation.model, type(error).__name__)
         raise _Failed("model_error", "The model failed to answer.") from error
+
+
+def _checked(answer: Any) -> str | ToolCall:
+    """The answer, where it is one: adapters are other people's code. Raises TypeError or ValueError."""
+    if not isinstance(answer, ToolCall):
+        return _text(answer)
+    _text(answer.tool_name)
+    if answer.arguments.keys() != {"input"}:
+        raise ValueError("a tool takes one argument, the input")
+    _text(answer.arguments["input"])
+    return answer
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"not a text but {type(value).__name__}")
+    value.encode()  # half of a surrogate pair can be neither stored nor sent
+    return value
 
 
 async def _call(agent: Agent, call: ToolCall, tools: ToolExecutor, steps: list[dict[str, Any]]) -> str:
@@ -84,7 +102,7 @@ async def _call(agent: Agent, call: ToolCall, tools: ToolExecutor, steps: list[d
     if tool is None:
         raise _Failed("unknown_tool", "The model asked for a tool that the agent does not have.")
     try:
-        result = await tools.execute(tool, call.arguments)
+        result = _text(await tools.execute(tool, call.arguments))
     except Exception as error:
         _log.warning("A tool raised %s.", type(error).__name__)
         raise _Failed("tool_error", f"The tool {tool.name} failed.") from error

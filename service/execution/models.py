@@ -11,7 +11,7 @@ from service.execution.prompt import Agent, Tool
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A model's request to call a tool by name."""
+    """A model's request to call a tool by name; `arguments` is `{"input": text}`, for tools say nothing of others."""
 
     tool_name: str
     arguments: dict[str, str]
@@ -101,19 +101,20 @@ def wanted_tools(task: str, tools: tuple[Tool, ...]) -> tuple[str, ...]:
 
 _WORD = re.compile(r"[^\W_]+")
 _SHORTEST_TELLING = 3
-_FILLERS = frozenset(
-    re.findall(
-        r"\w+",
-        "the and for with from into onto that this these those its their your our you any all are can has have use used "
-        "using useful tool when where which who what whether not but per via other some such also may new get one",
-    )
-)
 
 
 def _words(text: str) -> Iterator[str]:
     """Words in lower case, without a final s, cut at six letters, so that forms of one word are mostly equal."""
     for word in _WORD.findall(text.casefold()):
         yield (word.removesuffix("s") if len(word) > _SHORTEST_TELLING else word)[:6]
+
+
+_FILLERS = frozenset(
+    _words(
+        "the and for with from into onto that this these those its their your our you any all are can has have use used "
+        "using useful tool when where which who what whether not but per via other some such also may new get one"
+    )
+)
 
 
 def count_tokens(text: str) -> int:

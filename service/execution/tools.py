@@ -16,4 +16,4 @@ class MockTools:
     """Every tool answers with its name and what it was given."""
 
     async def execute(self, tool: Tool, arguments: Mapping[str, str]) -> str:
-        return f'{tool.name}: done with "{arguments.get("input", "")}"'
+        return f'{tool.name}: done with "{arguments["input"]}"'

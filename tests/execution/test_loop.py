@@ -121,7 +121,7 @@ async def test_each_step_says_what_was_called_with_what_and_what_it_gave() -> No
 
 
 async def test_the_mock_tools_answer_with_their_name_and_what_they_were_given() -> None:
-    outcome = await go(Script(call(), ToolCall("weather", {}), "Yes."), MockTools())
+    outcome = await go(Script(call(), ToolCall("weather", {"input": ""}), "Yes."), MockTools())
     assert [step["result"] for step in outcome.steps] == ['search: done with "rain Oslo"', 'weather: done with ""']
 
 
@@ -174,7 +174,16 @@ async def test_a_tool_that_raises_fails_the_run_and_nothing_of_what_it_says_gets
 
 @pytest.mark.parametrize(
     "said",
-    [None, 42, b"Yes.", "half a character: \ud83d", ToolCall("search", {"input": 5}), ToolCall("search", None)],  # type: ignore[dict-item, arg-type]
+    [
+        None,
+        42,
+        b"Yes.",
+        "half a character: \ud83d",
+        ToolCall("search", {"input": 5}),
+        ToolCall("search", None),
+        ToolCall("search", {}),
+        ToolCall("search", {"a": "b"}),
+    ],  # type: ignore[dict-item, arg-type]
     ids=repr,
 )
 async def test_a_model_that_says_what_is_no_answer_fails_the_run(said: Any) -> None:

@@ -35,11 +35,11 @@ def conversation(task: str, *tools: Tool) -> Conversation:
 
 
 def talk(task: str, tools: Iterable[Tool]) -> list[str | ToolCall]:
-    """What the mock says until it has answered, each of its calls being served."""
+    """What the mock says until it has answered, each of its calls being served; at most 20 things."""
 
     async def until_answered() -> list[str | ToolCall]:
         said, asked = conversation(task, *tools), list[str | ToolCall]()
-        while not asked or isinstance(asked[-1], ToolCall):
+        while len(asked) < 20 and (not asked or isinstance(asked[-1], ToolCall)):
             asked.append(await MockModel().answer(said))
             if isinstance(asked[-1], ToolCall):
                 said = replace(said, results=(*said.results, ToolResult(asked[-1], "done")))
@@ -74,6 +74,8 @@ def described(description: str) -> Tool:
         ("Do a web_search!", "Web-Search"),
         ("Do a web\nsearch!", "web search"),
         ("Do two web searches.", "web_search"),
+        ("List my files.", "file"),
+        ("Draw a city map.", "city_maps"),
         ("Compare the invoices.", "invoice"),
         ("Read the invoice.", "invoices"),
         ("Give me the translation.", "translate"),

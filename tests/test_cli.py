@@ -1,0 +1,501 @@
+"""The command line, in processes of its own: what it prints, how it ends, and what it refuses."""
+
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import pytest
+
+from service import __version__
+from service.__main__ import cli
+from service.storage.lock import writer_lock
+from tests.support.process import Service, clean_environment
+
+COMMAND = (sys.executable, "-m", "service")
+KEY = re.compile(r"mk_[0-9A-Za-z]{39}")
+
+
+def agent_platform(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs one command to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments], env=clean_environment(**variables), capture_output=True, text=True, timeout=20
+    )
+
+
+def done(*arguments: str, **variables: str) -> str:
+    """What a command prints that must succeed and has nothing to complain about."""
+    ended = agent_platform(*arguments, **variables)
+    assert (ended.returncode, ended.stderr) == (0, ""), ended
+    return ended.stdout
+
+
+def refusal(code: int, *arguments: str, **variables: str) -> str:
+    """The one line that a command leaves which ends with the exit code `code`."""
+    ended = agent_platform(*arguments, **variables)
+    assert ended.returncode == code, ended
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("agent-platform: ")
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.endswith("\n")
+    return ended.stderr.removeprefix("agent-platform: ").strip()
+
+
+def create_key(database: Path, tenant: str = "acme", *options: str) -> tuple[str, str]:
+    """A new key and its id."""
+    ended = agent_platform("keys", "create", "--tenant", tenant, "--database", str(database), *options)
+    assert ended.returncode == 0, ended
+    found = re.fullmatch(rf"Key (\d+) of the tenant {tenant}\. It is shown this once\.\n", ended.stderr)
+    assert found is not None
+    assert KEY.fullmatch(ended.stdout.removesuffix("\n"))
+    return ended.stdout.strip(), found[1]
+
+
+def status(origin: str, path: str, key: str | None = None) -> int:
+    return ask(origin, path, key)[0]
+
+
+def ask(origin: str, path: str, key: str | None = None) -> tuple[int, bytes]:
+    port = urlsplit(origin).port
+    with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        connection.request("GET", path, headers={} if key is None else {"X-API-Key": key})
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+@contextmanager
+def running(*services: Service) -> Iterator[Sequence[Service]]:
+    """Services that start side by side."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(service) for service in services]
+
+
+def everything_said(service: Service) -> list[str]:
+    """The lines that a service which has ended announced."""
+    assert service.process.stdout is not None
+    return [*service.announced, *service.process.stdout.read().decode().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a command makes by default, it makes in a folder that goes away."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def database(folder: Path) -> Path:
+    """A migrated database with the tenant acme, which no server holds."""
+    file = folder / "cli.db"
+    done("migrate", "--database", str(file))
+    done("tenants", "create", "acme", "--database", str(file))
+    return file
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    """A server with the settings that `serve` has by default, but for its port and database."""
+    with Service(folder / "served.db") as service:
+        done("tenants", "create", "acme", "--database", str(service.database))
+        yield service
+
+
+def test_migrate_makes_the_database_and_then_has_nothing_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "new.db"
+    assert done("migrate", "--database", str(file)).startswith("Applied 0001_tenants, ")
+    before = file.read_bytes()
+    assert done("migrate", "--database", str(file)) == "Nothing to apply: the database is up to date.\n"
+    assert file.read_bytes() == before
+
+
+def test_without_an_option_the_database_is_in_the_current_folder(tmp_path: Path) -> None:
+    done("migrate")
+    assert (tmp_path / "agent-platform.db").exists()
+
+
+def test_the_version_and_the_help_are_told() -> None:
+    assert done("--version") == f"agent-platform, version {__version__}\n"
+    assert done("serve", "--help") == done("serve", "-h")
+    assert "AGENT_PLATFORM_RATE_LIMIT" in done("serve", "--help")
+
+
+@pytest.mark.parametrize("group", [(), ("tenants",), ("keys",)], ids=["no command", "tenants", "keys"])
+def test_a_group_without_a_command_shows_its_help(group: tuple[str, ...]) -> None:
+    ended = agent_platform(*group)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(" ".join(["Usage: agent-platform", *group, "[OPTIONS] COMMAND [ARGS]...\n\n"]))
+
+
+def test_tenants_are_created_once_and_listed(database: Path) -> None:
+    at = ("--database", str(database))
+    assert done("tenants", "create", "Beta.2-x_y", *at) == "Created the tenant Beta.2-x_y.\n"
+    assert refusal(1, "tenants", "create", "Beta.2-x_y", *at) == "The tenant Beta.2-x_y exists already."
+    head, *rows = done("tenants", "list", *at).splitlines()
+    assert head.split() == ["TENANT", "KEYS", "CREATED"]
+    assert [row.split()[:2] for row in rows] == [["Beta.2-x_y", "0"], ["acme", rows[1].split()[1]]]
+    assert all(re.fullmatch(r"\S+ +\d+ +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", row) for row in rows)
+
+
+def test_a_key_is_printed_once_and_kept_nowhere(database: Path) -> None:
+    key, key_id = create_key(database, "acme", "--label", "for the tests")
+    listed = done("keys", "list", "--tenant", "acme", "--database", str(database))
+    assert re.search(rf"^{key_id} +{key[:9]}… +for the tests +\S+Z +-$", listed, re.MULTILINE)
+    assert key[:10] not in listed
+    files = list(database.parent.glob(f"{database.name}*"))
+    assert database in files
+    for file in files:
+        kept = file.read_bytes()
+        assert key.encode() not in kept
+        assert key[9:].encode() not in kept
+
+
+def test_every_key_is_another_one(database: Path) -> None:
+    (first, first_id), (second, second_id) = create_key(database), create_key(database)
+    assert first != second
+    assert int(first_id) < int(second_id)
+
+
+def test_keys_are_listed_by_tenant_and_stay_in_the_list_when_revoked(database: Path) -> None:
+    at = ("--database", str(database))
+    done("tenants", "create", "gamma", *at)
+    ids = [create_key(database, "gamma")[1] for _ in range(2)]
+    revoked = done("keys", "revoke", ids[0], *at)
+    assert re.fullmatch(rf"Revoked the key {ids[0]} \(mk_\w{{6}}…\) of the tenant gamma\.\n", revoked)
+    head, *rows = done("keys", "list", "--tenant", "gamma", *at).splitlines()
+    assert head.split() == ["ID", "KEY", "LABEL", "CREATED", "REVOKED"]
+    assert [row.split()[0] for row in rows] == ids
+    assert [row.split()[-1] == "-" for row in rows] == [False, True]
+    assert re.search(r"^gamma +1 ", done("tenants", "list", *at), re.MULTILINE)
+    assert done("keys", "revoke", ids[0], *at) == revoked
+    assert done("keys", "list", "--tenant", "gamma", *at).splitlines() == [head, *rows]
+
+
+WRONG = {
+    "a port that is no number": (["serve", "--port", "http"], "'--port'"),
+    "a port too high": (["serve", "--port", "65536"], "'--port'"),
+    "a rate limit of 0": (["serve", "--rate-limit", "0"], "'--rate-limit'"),
+    "a rate window of 0": (["serve", "--rate-window", "0"], "'--rate-window'"),
+    "a log level that is none": (["serve", "--log-level", "loud"], "'--log-level'"),
+    "an option that serve does not have": (["serve", "--frobnicate"], "'--frobnicate'"),
+    "an option without its value": (["serve", "--port"], "'--port'"),
+    "a surplus argument": (["migrate", "now"], "now"),
+    "a folder that is not there": (["migrate", "--database", "nowhere/x.db"], "nowhere' does not exist"),
+    "a folder for a file": (["serve", "--database", "."], "is no file"),
+    "a database in memory": (["serve", "--database", ":memory:"], "is a file"),
+    "a database without a name": (["migrate", "--database", ""], "'--database'"),
+    "a home that is nobody's": (["migrate", "--database", "~nobody-at-all/x.db"], "'--database'"),
+    "a file name too long": (["migrate", "--database", "x" * 300], "'--database'"),
+    "a tenant without an id": (["tenants", "create", ""], "tenant's id"),
+    "a tenant's id with a blank": (["tenants", "create", "a b"], "tenant's id"),
+    "a tenant's id with a sign first": (["tenants", "create", "_a"], "tenant's id"),
+    "a tenant's id too long": (["tenants", "create", "x" * 65], "tenant's id"),
+    "a tenant's id with a line end": (["tenants", "create", "acme\n"], "tenant's id"),
+    "an argument that is missing": (["tenants", "create"], "'ID'"),
+    "a key of no tenant": (["keys", "create"], "'--tenant'"),
+    "a key of an unknown tenant": (["keys", "create", "--tenant", "nobody"], "no tenant 'nobody'"),
+    "keys of an unknown tenant": (["keys", "list", "--tenant", "nobody"], "no tenant 'nobody'"),
+    "a tenant with line ends": (["keys", "list", "--tenant", "a\nb\nc"], "a tenant's id is"),
+    "a tenant that is no text": (["keys", "list", "--tenant", os.fsdecode(b"\xff")], "a tenant's id is"),
+    "a label without a character": (["keys", "create", "--tenant", "acme", "--label", ""], "label"),
+    "a label too long": (["keys", "create", "--tenant", "acme", "--label", "x" * 101], "label"),
+    "a label of two lines": (["keys", "create", "--tenant", "acme", "--label", "a\nb"], "label"),
+    "an unknown key": (["keys", "revoke", "999999"], "999999"),
+    "a key's id of 0": (["keys", "revoke", "0"], "KEY_ID"),
+    "a key's id that is no number": (["keys", "revoke", "mk_abc"], "KEY_ID"),
+    "a key's id too high": (["keys", "revoke", str(2**53)], "KEY_ID"),
+    "a command that is none": (["frobnicate"], "'frobnicate'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "names"), WRONG.values(), ids=WRONG)
+def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], names: str, database: Path) -> None:
+    before = database.read_bytes()
+    assert names in refusal(2, *arguments, AGENT_PLATFORM_DATABASE=str(database))
+    assert database.read_bytes() == before
+    assert not any(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PORT", "http"),
+        ("RATE_LIMIT", "0"),
+        ("RATE_WINDOW", "1.5"),
+        ("DEMO", "perhaps"),
+        ("LOG_LEVEL", "loud"),
+        ("DATABASE", ":memory:"),
+        ("DATABASE", "nowhere/x.db"),
+    ],
+)
+def test_a_wrong_value_in_the_environment_is_one_line_that_names_it(variable: str, value: str) -> None:
+    name = f"AGENT_PLATFORM_{variable}"
+    assert name in refusal(2, "serve", **{name: value})
+
+
+def options(command: click.Command) -> Iterator[click.Option]:
+    """Every option of a command and of those below it, but --help and --version, which set nothing."""
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            yield from options(below)
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name not in ("help", "version"):
+            yield parameter
+
+
+def test_every_option_reads_a_variable_of_its_name_and_says_so() -> None:
+    found = list(options(cli))
+    assert {option.name for option in found} == {
+        *("host", "port", "database", "rate_limit", "rate_window", "demo", "log_level"),
+        *("tenant", "label"),
+    }
+    for option in found:
+        assert option.envvar == f"AGENT_PLATFORM_{(option.name or '').upper()}"
+        assert option.show_envvar
+
+
+def test_commands_take_their_options_from_the_environment(tmp_path: Path) -> None:
+    variables = {
+        "AGENT_PLATFORM_DATABASE": str(tmp_path / "env.db"),
+        "AGENT_PLATFORM_TENANT": "acme",
+        "AGENT_PLATFORM_LABEL": "from the environment",
+    }
+    done("migrate", **variables)
+    done("tenants", "create", "acme", **variables)
+    assert agent_platform("keys", "create", **variables).returncode == 0
+    assert "from the environment" in done("keys", "list", **variables)
+    assert refusal(2, "keys", "list", "--tenant", "other", **variables).count("other") == 1
+
+
+def test_serve_takes_its_options_from_the_environment(tmp_path: Path) -> None:
+    variables = {
+        "HOST": "0.0.0.0",
+        "PORT": "0",
+        "DATABASE": str(tmp_path / "env.db"),
+        "RATE_LIMIT": "3",
+        "RATE_WINDOW": "7",
+        "DEMO": "1",
+        "LOG_LEVEL": "error",
+    }
+    environment = clean_environment(**{f"AGENT_PLATFORM_{name}": value for name, value in variables.items()})
+    with subprocess.Popen(
+        [*COMMAND, "serve"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            found = re.search(r"(http://0\.0\.0\.0:\d+)$", process.stdout.readline().strip())
+            assert found is not None
+            origin = found[1]
+            assert policy(origin) == '"run";q=3;w=7'
+            process.terminate()
+            assert process.wait(5) == 0
+            said, logged = process.stdout.read(), process.stderr.read()
+        finally:
+            process.kill()
+    assert f"Database: {tmp_path / 'env.db'}\n" in said
+    assert "Demo keys" in said
+    assert logged == ""
+
+
+def policy(origin: str) -> str | None:
+    """The RateLimit-Policy of a server, which it tells with the answer to a run."""
+    with closing(HTTPConnection("127.0.0.1", urlsplit(origin).port, timeout=5)) as connection:
+        agent = {"name": "Ann", "role": "assistant", "description": "Helps."}
+        for path, body in (("/agents", agent), ("/agents/1/run", {"task": "Hello.", "model": "gpt-4o"})):
+            headers = {"X-API-Key": "key_tenant_a", "Content-Type": "application/json"}
+            connection.request("POST", path, json.dumps(body), headers)
+            response = connection.getresponse()
+            response.read()
+        return response.headers["RateLimit-Policy"]
+
+
+@pytest.mark.parametrize("command", ["migrate", "serve"])
+def test_a_database_of_a_newer_version_is_refused_as_it_is(command: str, tmp_path: Path) -> None:
+    file = tmp_path / "newer.db"
+    done("migrate", "--database", str(file))
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute(
+            "insert into _yoyo_migration (migration_hash, migration_id, applied_at_utc) values (?, ?, ?)",
+            ("0", "9999_flying", "2099-01-01"),
+        )
+        connection.commit()
+    before = file.read_bytes()
+    options = ("--port", "0") if command == "serve" else ()
+    assert refusal(1, command, "--database", str(file), *options) == (
+        f"The database {file} was migrated by a newer version (it has 9999_flying). "
+        "Install that version, or restore a backup made before it."
+    )
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [("migrate",), ("tenants", "list")], ids=" ".join)
+def test_a_database_of_another_program_is_refused_as_it_is(command: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "notes.db"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("create table notes (body text)")
+        connection.commit()
+    before = file.read_bytes()
+    assert refusal(1, *command, "--database", str(file)) == (
+        f"{file} is a database of another program; choose another --database."
+    )
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [("migrate",), ("tenants", "list")], ids=" ".join)
+def test_a_file_that_is_no_database_is_refused_as_it_is(command: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "letter.txt"
+    file.write_bytes(b"Dear Ann, " * 1_000)
+    assert "letter.txt can't be read as a database" in refusal(1, *command, "--database", str(file))
+    assert file.read_bytes() == b"Dear Ann, " * 1_000
+
+
+def test_a_command_on_a_database_that_is_not_there_says_what_makes_one(tmp_path: Path) -> None:
+    said = refusal(1, "tenants", "list", "--database", str(tmp_path / "none.db"))
+    assert said == f"There is no database {tmp_path / 'none.db'}; `agent-platform migrate` or `serve` makes it."
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_second_server_on_the_same_file_is_refused(service: Service, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(service.database)
+    for command, name in (("serve", service.database), ("serve", link), ("migrate", service.database)):
+        assert refusal(1, command, AGENT_PLATFORM_DATABASE=str(name), AGENT_PLATFORM_PORT="0") == (
+            f"The database {service.database} is in use by another server. "
+            "One process serves one file: stop the other one, or choose another --database."
+        )
+    assert status(service.origin, "/ready") == 200
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line(service: Service, tmp_path: Path) -> None:
+    port = str(urlsplit(service.origin).port)
+    said = refusal(1, "serve", "--port", port, "--database", str(tmp_path / "other.db"))
+    assert port in said
+    assert "address already in use" in said
+
+
+def test_a_key_made_beside_a_running_server_works_at_once_and_a_revoked_one_ends_within_two_seconds(
+    service: Service,
+) -> None:
+    key, key_id = create_key(service.database)
+    other, _ = create_key(service.database)
+    answered, body = ask(service.origin, "/whoami", key)
+    assert (answered, json.loads(body)) == (200, {"tenant_id": "acme", "key_id": int(key_id)})
+    done("keys", "revoke", key_id, "--database", str(service.database))
+    revoked = time.monotonic()
+    while (answered := status(service.origin, "/whoami", key)) == 200:
+        assert time.monotonic() < revoked + 2
+        time.sleep(0.05)
+    assert answered == 401
+    assert status(service.origin, "/whoami", other) == 200
+
+
+def test_a_key_is_in_no_log(service: Service) -> None:
+    key, _ = create_key(service.database)
+    assert status(service.origin, "/whoami", key) == 200
+    assert status(service.origin, f"/whoami?{key}", key) == 400
+    assert key not in service.log.read_text().replace(f"/whoami?{key}", "")
+
+
+def test_demo_keys_are_for_the_loopback_address_unless_told_otherwise(service: Service, tmp_path: Path) -> None:
+    with running(
+        Service(tmp_path / "1.db", "--host", "127.0.0.1", "--no-demo"),
+        Service(tmp_path / "2.db", "--host", "0.0.0.0"),
+        Service(tmp_path / "3.db", "--host", "0.0.0.0", "--demo"),
+    ) as others:
+        for key in ("key_tenant_a", "key_tenant_b"):
+            answers = [status(each.origin, "/whoami", key) for each in (service, *others)]
+            assert answers == [200, 401, 401, 200]
+        for each in others:
+            each.process.terminate()
+        assert [each.process.wait(5) for each in others] == [0, 0, 0]
+        told = ["Demo keys, for this try only: key_tenant_a and key_tenant_b"]
+        assert [everything_said(each)[3:] for each in others] == [[], [], told]
+    assert done("tenants", "list", "--database", str(others[0].database)).splitlines()[1:] == []
+
+
+def test_serve_says_where_it_listens_where_the_documentation_is_and_which_database_it_uses(tmp_path: Path) -> None:
+    with Service(tmp_path / "told.db") as service:
+        origin = service.origin
+        assert status(origin, "/health") == 200
+        assert [status(origin, path) for path in ("/docs", "/redoc")] == [200, 200]
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(5) == 0
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", origin)
+        assert everything_said(service) == [
+            f"Agent Platform {__version__} listens on {origin}",
+            f"Documentation: {origin}/docs and {origin}/redoc",
+            f"Database: {tmp_path / 'told.db'}",
+            "Demo keys, for this try only: key_tenant_a and key_tenant_b",
+        ]
+
+
+HEAD = b"""POST /tools HTTP/1.1\r
+Host: x\r
+X-API-Key: key_tenant_a\r
+Content-Type: application/json\r
+Content-Length: 40\r
+\r
+"""
+BODY = b'{"name": "late", "description": "Sent."}'
+
+
+@contextmanager
+def connected(service: Service, *sent: bytes) -> Iterator[socket.socket]:
+    """A connection that has sent so much."""
+    with socket.create_connection(("127.0.0.1", urlsplit(service.origin).port), timeout=5) as connection:
+        connection.sendall(b"".join(sent))
+        yield connection
+
+
+def test_a_signal_ends_the_server_within_five_seconds_whatever_is_open(tmp_path: Path) -> None:
+    with running(Service(tmp_path / "term.db"), Service(tmp_path / "int.db")) as services, ExitStack() as stack:
+        for service in services:
+            idle = stack.enter_context(connected(service, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"))
+            assert idle.recv(100).startswith(b"HTTP/1.1 200")
+            for sent in (b"", b"GET /health HTTP/1.1\r\nHos", HEAD, HEAD + BODY[:20]):
+                stack.enter_context(connected(service, sent))
+            assert status(service.origin, "/health") == 200
+        began = time.monotonic()
+        for service, number in zip(services, (signal.SIGTERM, signal.SIGINT), strict=True):
+            service.process.send_signal(number)
+        assert [service.process.wait(5) for service in services] == [0, 0]
+        assert time.monotonic() - began < 5
+        assert ["Traceback" in service.log.read_text() for service in services] == [False, False]
+
+
+def test_a_request_that_waits_for_the_storage_is_answered_before_the_server_ends(tmp_path: Path) -> None:
+    with Service(tmp_path / "busy.db") as service, closing(writer_lock(service.database)) as writer:
+        writer.acquire(5)
+        with connected(service, HEAD, BODY) as connection:
+            assert status(service.origin, "/health") == 200
+            service.process.terminate()
+            time.sleep(0.3)
+            assert service.process.poll() is None
+            writer.release()
+            assert connection.recv(100).startswith(b"HTTP/1.1 201")
+        assert service.process.wait(5) == 0
+
+
+def test_a_request_whose_body_is_still_coming_is_answered_before_the_server_ends(tmp_path: Path) -> None:
+    with Service(tmp_path / "slow.db") as service, connected(service, HEAD, BODY[:20]) as connection:
+        assert status(service.origin, "/health") == 200
+        service.process.terminate()
+        time.sleep(0.3)
+        connection.sendall(BODY[20:])
+        assert connection.recv(100).startswith(b"HTTP/1.1 201")
+        assert service.process.wait(5) == 0
