@@ -75,7 +75,7 @@ def _opened(cursor: str, tenant_id: str, listing: Listing) -> tuple[int, int]:
     genuine = len(place) == 16 and urlsafe_b64encode(sealed).decode().rstrip("=") == cursor
     last, passed = int.from_bytes(place[:8], "big"), int.from_bytes(place[8:], "big")
     # who made one up, in spite of the check, finds no way to a number that the storage can't take
-    genuine = genuine and max(last, passed) <= LARGEST_ID + 1
+    genuine = genuine and max(last, passed) <= LARGEST_ID
     if not genuine or check != _check(place, tenant_id, listing):
         raise _refused("This is no cursor of this list: use `next` of a page with the same filters.", "cursor")
     return last, passed
