@@ -12,6 +12,7 @@ from service.execution.models import ModelRegistry, default_registry
 from service.execution.tools import MockTools, ToolExecutor
 from service.limiter import FixedWindow
 from service.pages import add_pages
+from service.problems import answer_the_rest
 from service.resources import resource
 from service.state import STATE, State
 from service.storage.migrations import hold, known_migrations, migrate
@@ -42,6 +43,7 @@ def make_app(
         raise SpecError(f"openapi.yaml names the models {named}, the registry has {list(registry.names)}.")
     app = build_app(spec)
     add_pages(app, openapi, spec)
+    answer_the_rest(app)
     queries = load_queries(resource("sql"))
 
     async def storage(app: web.Application) -> AsyncIterator[None]:

@@ -1,15 +1,13 @@
 """Everything that we do to Connexion, in five sentences.
 
-Connexion reads the spec, checks it, builds the routes, finds the handlers and asks for the key; what it would do to a
-request's parameters and body, and to a handler's answer, is replaced here. `Api` and `Operation` are its classes with the
-costly and the lenient parts taken out. `Inputs` is made once per operation, with compiled validators (validation.py): it
-checks path, query and body, and collects every error. `respond` makes the response; the spec itself is served by pages.py.
+Connexion reads the spec, checks it, makes its operations, and finds the handlers and the function that knows the keys; what
+it would do to a request on its way is replaced here. `Api` and `Operation` are its classes with the costly and the lenient
+parts taken out. `Endpoint` is made once per operation, with compiled validators (validation.py): it takes a request from its
+key through its inputs to the handler, and collects every error. `respond` makes the response; pages.py serves the spec.
 """
 
-import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,17 +17,16 @@ import orjson
 import yaml
 from aiohttp import web
 from connexion.apis.aiohttp_api import AioHttpApi
-from connexion.exceptions import OAuthProblem
 from connexion.operations import OpenAPIOperation
 
 from service.errors import Invalid, Malformed, Unauthorized, UnsupportedMediaType, cut
-from service.problems import ANSWER_HEADERS, nothing_yet, problems
+from service.problems import ANSWER_HEADERS, Handler, answering, nothing_yet
 from service.state import STATE, State
+from service.storage.scope import Scope
 from service.validation import MOST_PLACES, Parameter, Places, Schema, Validator, strict_json
 
 # what aiohttp decodes without more packages; it would pass others on as they are
 _CODINGS = ("identity", "gzip", "deflate")
-_SEND_A_KEY = "Send a valid API key in the header X-API-Key."
 _CHALLENGE = {"WWW-Authenticate": 'ApiKey realm="agent-platform", header="X-API-Key"'}
 
 
@@ -45,75 +42,61 @@ def build_app(spec: Schema) -> web.Application:
     app = connexion.AioHttpApp("service", only_one_api=True)
     app.api_cls = Api
     options = {"swagger_ui": False, "serve_spec": False}
-    built: web.Application = app.add_api(spec, pass_context_arg_name="context", options=options)  # noqa: S106  # no password
+    built: web.Application = app.add_api(spec, options=options)
     return built
 
 
-@dataclass(slots=True)
-class Exchange:
-    """One request on its way. Connexion reads the key from `headers`; what `context` holds reaches the handler by name."""
-
-    http: web.Request
-    headers: Mapping[str, str]
-    context: dict[str, Any]
-
-
-async def authenticate(key: str, context: dict[str, Any]) -> dict[str, str]:
-    """The spec's `x-apikeyInfoFunc`: puts the tenant's scope into the context, as the handler's `tenant`.
+async def authenticate(http: web.Request) -> Scope:
+    """The spec's `x-apikeyInfoFunc`: the scope of the tenant whose key the request has, the handler's `tenant`.
 
     Raises Unauthorized for whatever is not exactly one good key.
     """
-    http: web.Request = context["http"]
-    # of two keys Connexion sees the first; whose request would it be?
-    alone = len(http.headers.getall("X-API-Key")) == 1
-    scope = await http.app[STATE].authenticator.scope(key) if alone else None
+    keys = http.headers.getall("X-API-Key", ())
+    scope = await http.app[STATE].authenticator.scope(keys[0]) if len(keys) == 1 else None
     if scope is None:
-        raise Unauthorized(_SEND_A_KEY, headers=_CHALLENGE)
-    context["tenant"] = scope
-    return {"sub": scope.tenant_id}
+        raise Unauthorized("Send a valid API key in the header X-API-Key.", headers=_CHALLENGE)
+    return scope
 
 
 class Api(AioHttpApi):  # type: ignore[misc]  # Connexion ships no types
-    """Connexion's API with our operations, our middleware alone, and no second route with a slash behind each path."""
+    """Connexion's API with our operations, without its middlewares and its second route with a slash behind each path."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Connexion's own would redirect unknown paths and answer problems without type, Allow and request id
-        self.subapp.middlewares[:] = [problems]
+        # they would redirect unknown paths, and answer problems without type, Allow and request id
+        self.subapp.middlewares.clear()
 
     def add_operation(self, path: str, method: str) -> None:
-        operation = Operation.from_spec(
-            self.specification,
-            self,
-            path=path,
-            method=method,
-            resolver=self.resolver,
-            pass_context_arg_name=self.pass_context_arg_name,
-        )
-        handler = operation.function
+        operation = Operation.from_spec(self.specification, self, path=path, method=method, resolver=self.resolver)
         for each in ("GET", "HEAD") if method == "get" else (method.upper(),):
-            self.subapp.router.add_route(each, path, handler, expect_handler=nothing_yet)
+            self.subapp.router.add_route(each, path, operation.function, expect_handler=nothing_yet)
 
 
 class Operation(OpenAPIOperation):  # type: ignore[misc]  # Connexion ships no types
-    """One operation of the spec."""
+    """One operation of the spec, with the function that Connexion found for its operationId."""
 
     @property
-    def function(self) -> Callable[[web.Request], Awaitable[web.Response]]:
-        """What answers a request: Connexion's check of the key, then `Inputs`, then the handler, then `respond`."""
-        secured = self.security_decorator(Inputs(self).pass_to_handler)
+    def function(self) -> Handler:
+        return answering(Endpoint(self).answer)
 
-        async def answer(http: web.Request) -> web.Response:
-            try:
-                given = secured(Exchange(http, http.headers, {"http": http}))
-                while asyncio.iscoroutine(given):
-                    given = await given
-            except OAuthProblem:
-                # the one refusal that is left to Connexion: a request without the header
-                raise Unauthorized(_SEND_A_KEY, headers=_CHALLENGE) from None
-            return respond(given)
+    @property
+    def handler(self) -> Callable[..., Awaitable[Any]]:
+        found: Callable[..., Awaitable[Any]] = self._resolution.function
+        return found
 
-        return answer
+    @property
+    def rate_limited(self) -> bool:
+        return bool(self._operation.get("x-rate-limited", False))
+
+    @property
+    def authenticate(self) -> Callable[[web.Request], Awaitable[Scope]] | None:
+        """The function that the operation's security scheme names; None for an operation that says it is open."""
+        if not self.security:
+            return None
+        ((name,),) = self.security
+        found: Callable[[web.Request], Awaitable[Scope]]
+        found = self.api.security_handler_factory.get_apikeyinfo_func(self.security_schemes[name])
+        return found
 
     @property
     def body_definition(self) -> Schema:
@@ -130,39 +113,43 @@ def respond(answer: Any) -> web.Response:
     return web.Response(body=orjson.dumps(body), status=status, headers=headers, content_type="application/json")
 
 
-class Inputs:
-    """Checks the path, the query and the body of one operation's requests, and calls its handler with them."""
+class Endpoint:
+    """One operation at work: the key, the limit, the inputs, the handler and the response, in this order."""
 
     def __init__(self, operation: Operation) -> None:
         defined = {place: [p for p in operation.parameters if p["in"] == place] for place in ("path", "query")}
         self._path = {parameter["name"]: Parameter(parameter) for parameter in defined["path"]}
         self._query = {parameter["name"]: Parameter(parameter) for parameter in defined["query"]}
         self._body = _Body(operation) if operation.request_body else None
-        self._rate_limited = operation._operation.get("x-rate-limited", False)
-        self._handler = operation._resolution.function
+        self._authenticate = operation.authenticate
+        self._rate_limited = operation.rate_limited
+        self._handler = operation.handler
         wanted = inspect.signature(self._handler).parameters
         self._wants_tenant = "tenant" in wanted
         self._state_fields = tuple(name for name in wanted if name in State.__dataclass_fields__)
 
-    async def pass_to_handler(self, exchange: Exchange) -> Any:
-        """What the handler returns. Raises what it raises, Invalid with every place that breaks the contract, and
-        TooManyRuns, before anything is read, where the operation is limited and the tenant over its limit.
-        """
-        http, state = exchange.http, exchange.http.app[STATE]
-        if not self._rate_limited:
-            return await self._handler(**await self._arguments(exchange, state))
-        tenant_id = exchange.context["tenant"].tenant_id
-        try:
-            state.limiter.check(tenant_id)
-            return await self._handler(**await self._arguments(exchange, state))
-        finally:
-            http[ANSWER_HEADERS] = state.limiter.headers(tenant_id)
+    async def answer(self, http: web.Request) -> web.Response:
+        """The handler's answer as a response.
 
-    async def _arguments(self, exchange: Exchange, state: State) -> dict[str, Any]:
-        http, errors = exchange.http, Places()
-        arguments = {name: parameter.parse(http.match_info[name], errors) for name, parameter in self._path.items()}
-        if self._query or http.rel_url.raw_query_string:
-            arguments.update(self._parse_query(http.rel_url.raw_query_string, errors))
+        Raises what the handler raises, Unauthorized before anything else is looked at, TooManyRuns before the body is
+        read, and Invalid with every place that breaks the contract.
+        """
+        tenant = None if self._authenticate is None else await self._authenticate(http)
+        state = http.app[STATE]
+        if tenant is None or not self._rate_limited:
+            return respond(await self._handler(**await self._arguments(http, tenant, state)))
+        try:
+            state.limiter.check(tenant.tenant_id)
+            return respond(await self._handler(**await self._arguments(http, tenant, state)))
+        finally:
+            http[ANSWER_HEADERS] = state.limiter.headers(tenant.tenant_id)
+
+    async def _arguments(self, http: web.Request, tenant: Scope | None, state: State) -> dict[str, Any]:
+        errors: Places = []
+        matched, raw_query = http.match_info, http.rel_url.raw_query_string
+        arguments = {name: parameter.parse(matched[name], errors) for name, parameter in self._path.items()}
+        if self._query or raw_query:
+            arguments.update(self._parse_query(raw_query, errors))
         if self._body is not None:
             arguments["body"] = await self._body.read(http, errors)
         if errors:
@@ -170,7 +157,7 @@ class Inputs:
             places = "1 place" if len(errors) == 1 else count
             raise Invalid(f"The request breaks the contract in {places}.", errors=errors[:MOST_PLACES])
         if self._wants_tenant:
-            arguments["tenant"] = exchange.context["tenant"]
+            arguments["tenant"] = tenant
         for name in self._state_fields:
             arguments[name] = getattr(state, name)
         return arguments

@@ -1,7 +1,6 @@
 """The documentation pages and the served spec: everything from this process, nothing from another host."""
 
 import functools
-from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,9 +10,7 @@ import orjson
 from aiohttp import web
 from swagger_ui_bundle import swagger_ui_path
 
-from service.problems import nothing_yet
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from service.problems import Handler, answering, nothing_yet
 
 # the browser itself holds the pages to what they promise: no request leaves for another host
 _POLICY = (
@@ -76,7 +73,7 @@ def add_pages(app: web.Application, openapi: Path, spec: dict[str, Any]) -> None
         "/redoc/redoc.js": _asset(_offapi() / "redoc.js", "text/javascript", (_REDOC_CDN, _REDOC_LOGO)),
     }
     for path, handler in served.items():
-        app.router.add_get(path, handler, expect_handler=nothing_yet)
+        app.router.add_get(path, answering(handler), expect_handler=nothing_yet)
 
 
 def _bytes(body: bytes, content_type: str) -> Handler:

@@ -12,6 +12,7 @@ import orjson
 from aiohttp import web
 from aiohttp.client_exceptions import ClientPayloadError
 
+from service.accesslog import AccessLog
 from service.errors import Crash, Malformed, MethodNotAllowed, NotFound, Problem, TooLarge, cut
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -20,39 +21,63 @@ LARGEST_BODY = 2**20
 # what contract.py found out about the answer before it knew the answer
 ANSWER_HEADERS = web.RequestKey("ANSWER_HEADERS", dict[str, str])
 SERVER = "agent-platform"
+# where each answer is noted; nowhere unless it is set
+ACCESS_LOG = web.AppKey("ACCESS_LOG", AccessLog)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _PROCESS = secrets.token_hex(10)
 _COUNT = itertools.count()
-_access = logging.getLogger("service.access")
 _log = logging.getLogger(__name__)
 
 
-@web.middleware
-async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers every request: with the handler's response, or with the problem that was raised instead."""
-    began = time.perf_counter()
-    request_id = request_id_of(request)
-    try:
-        response = await handler(request)
-    except Exception as error:
-        response = problem_response(_meant(error, request_id), request.rel_url.raw_path, request_id)
-    if not response.prepared:
-        response.headers["X-Request-ID"] = request_id
+def answering(handler: Handler) -> Handler:
+    """Makes a handler that answers every request: with the response of `handler`, or with the problem it raised instead.
+
+    Every route goes through it, the two that stand for unknown paths and methods included (`answer_the_rest`).
+    """
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        began = time.perf_counter()
+        request_id = request_id_of(request)
+        try:
+            response = await handler(request)
+        except Exception as error:
+            response = problem_response(_meant(error, request_id), request.rel_url.raw_path, request_id)
+        headers = response.headers
+        headers["X-Request-ID"] = request_id
         # aiohttp would name itself, Python and the version of each
-        response.headers["Server"] = SERVER
-        if headers := request.get(ANSWER_HEADERS):
-            response.headers.update(headers)
-    if _access.isEnabledFor(logging.INFO):
-        _access.info(
-            "%s %s %s %.1fms %s",
-            request.method,
-            cut(request.rel_url.raw_path),
-            response.status,
-            (time.perf_counter() - began) * 1000,
-            request_id,
-        )
-    return response
+        headers["Server"] = SERVER
+        if more := request.get(ANSWER_HEADERS):
+            headers.update(more)
+        log = request.app.get(ACCESS_LOG)
+        if log is not None:
+            took = (time.perf_counter() - began) * 1000
+            log.write(f"{request.method} {cut(request.rel_url.raw_path)} {response.status} {took:.1f}ms {request_id}")
+        return response
+
+    return answer
+
+
+def answer_the_rest(app: web.Application) -> None:
+    """Adds what answers unknown paths, and unknown methods of known ones. To be called when all routes are there."""
+    for resource in list(app.router.resources()):
+        methods = sorted({route.method for route in resource})
+        resource.add_route("*", answering(_no_such_method(methods)), expect_handler=nothing_yet)  # type: ignore[attr-defined]
+    # a path may hold a line feed, which a plain dot does not match
+    app.router.add_route("*", "/{path:(?s:.*)}", answering(_no_such_path), expect_handler=nothing_yet)
+
+
+async def _no_such_path(request: web.Request) -> web.StreamResponse:
+    raise NotFound("There is nothing at this path.")
+
+
+def _no_such_method(methods: list[str]) -> Handler:
+    allowed = ", ".join(methods)
+
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        raise MethodNotAllowed(f"This path takes {allowed}.", headers={"Allow": allowed})
+
+    return refuse
 
 
 async def nothing_yet(request: web.Request) -> None:
@@ -106,11 +131,6 @@ def _meant(error: Exception, request_id: str) -> Problem:
 
 
 def _of_http(error: web.HTTPException) -> Problem:
-    if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = sorted(error.allowed_methods)
-        return MethodNotAllowed(f"This path takes {', '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
-    if error.status == 404:
-        return NotFound("There is nothing at this path.")
     if error.status == 413:
         return TooLarge(f"A body is at most {LARGEST_BODY} bytes.")
     return Malformed("The request is not one that this service understands.")

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Any
+import sys
+import time
+from collections.abc import Callable
 
 import uvloop
 from aiohttp import web
@@ -13,10 +13,11 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
 from service import __version__
+from service.accesslog import AccessLog
 from service.auth import DEMO_KEYS
 from service.config import Config
 from service.errors import Crash, Malformed
-from service.problems import new_request_id, problem_response, request_id_of
+from service.problems import ACCESS_LOG, new_request_id, problem_response
 
 # A stop takes five seconds at the most. Requests under way get the first part to end by themselves; aiohttp takes the second
 # part up to twice, once to wait and once to cancel.
@@ -55,13 +56,13 @@ class _Server(web.Server):
 
 
 class Runner(web.AppRunner):
-    """aiohttp's runner, but every error that is answered outside of the application is a problem, too."""
+    """aiohttp's runner with our protocol, and an end that lets requests under way finish."""
 
-    def __init__(self, app: web.Application, **settings: Any) -> None:
-        super().__init__(app, **settings)
-        self._under_way = 0
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        # aiohttp makes its Server without asking which; ours differs in one method
+        server.__class__ = _Server
+        return server
 
     async def finish(self, patience: float) -> None:
         """Takes no more connections, and waits until no request is under way, for `patience` seconds at the most.
@@ -70,31 +71,13 @@ class Runner(web.AppRunner):
         """
         for site in list(self.sites):
             await site.stop()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._quiet.wait(), patience)
+        deadline = time.monotonic() + patience
+        while self._is_busy() and time.monotonic() < deadline:  # noqa: ASYNC110  # no event is worth its cost per request
+            await asyncio.sleep(0.01)
 
-    async def _make_server(self) -> web.Server:
-        server = await super()._make_server()
-        # aiohttp makes its Server without asking which; ours differs in one method
-        server.__class__ = _Server
-        inside: Callable[[Any], Awaitable[web.StreamResponse]] = server.request_handler
-
-        async def guarded(request: web.Request) -> web.StreamResponse:
-            self._under_way += 1
-            self._quiet.clear()
-            try:
-                return await inside(request)
-            except web.HTTPException:
-                # raised before the middleware begins: an Expect that is not 100-continue
-                problem = Malformed("The request is not one that this service understands.")
-                return problem_response(problem, request.rel_url.raw_path, request_id_of(request))
-            finally:
-                self._under_way -= 1
-                if not self._under_way:
-                    self._quiet.set()
-
-        server.request_handler = guarded  # type: ignore[assignment]  # aiohttp types it for its BaseRequest
-        return server
+    def _is_busy(self) -> bool:
+        connections = self.server.connections if self.server else ()
+        return any(connection._request_in_progress for connection in connections)
 
 
 def serve(app: web.Application, config: Config, announce: Callable[[str], None]) -> None:
@@ -110,6 +93,9 @@ async def _serve(app: web.Application, config: Config, announce: Callable[[str],
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    log = AccessLog(sys.stderr)
+    if config.log_level in ("debug", "info"):
+        app[ACCESS_LOG] = log
     runner = Runner(app, access_log=None, shutdown_timeout=_GRACE)
     try:
         await runner.setup()
@@ -125,3 +111,4 @@ async def _serve(app: web.Application, config: Config, announce: Callable[[str],
         await runner.finish(_FINISH)
     finally:
         await runner.cleanup()
+        log.flush()

@@ -1,18 +1,20 @@
 """Fixtures: a fresh service for each test, and a client that holds every answer against openapi.yaml."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from connexion.spec import OpenAPISpecification
 
 from service.app import make_app
 from service.config import Config
 from service.server import Runner
 from tests.support.contract import Contract
+from tests.support.database import migrated
 
 KEY_A = {"X-API-Key": "key_tenant_a"}
 KEY_B = {"X-API-Key": "key_tenant_b"}
@@ -46,6 +48,23 @@ class Client(TestClient):
         return json.loads(body) if body else None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def specs_are_validated_once() -> Iterator[None]:
+    """Connexion validates the spec of each application anew, most of what starting one costs; here each spec once."""
+    validate = OpenAPISpecification._validate_spec
+    known: set[str] = set()
+
+    def validate_once(spec: dict[str, Any]) -> None:
+        text = repr(spec)
+        if text not in known:
+            validate(spec)
+            known.add(text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OpenAPISpecification, "_validate_spec", staticmethod(validate_once))
+        yield
+
+
 @pytest.fixture(scope="session")
 def contract() -> Contract:
     return Contract()
@@ -53,7 +72,7 @@ def contract() -> Contract:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return Config(database=tmp_path / "test.db")
+    return Config(database=migrated(tmp_path / "test.db"))
 
 
 Serve = Callable[..., Awaitable[Client]]

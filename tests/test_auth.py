@@ -51,6 +51,9 @@ class Storage:
     async def write(self, unit: Unit[T], bind: Bind) -> T:
         raise AssertionError("Looking up a key writes nothing.")
 
+    async def check(self) -> None:
+        raise AssertionError("Looking up a key is no check of the storage.")
+
     def answer(self, hashed: str) -> Row | None:
         return self.rows.get(hashed)
 

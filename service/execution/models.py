@@ -61,8 +61,8 @@ class MockModel:
     """Same agent, tools, task and model, same answer, on any machine, in any process.
 
     It asks once, in the order of their names, for each assigned tool that the task names or whose work it speaks of
-    (`wanted_tools`), with the task as input, cut at 200 characters; then it answers in one line that says who answered,
-    with which model and tools, and what the task was.
+    (`wanted_tools`), with the task as input, cut at 200 characters; then it says who answered, with which model
+    and tools, and what the task was.
     """
 
     async def answer(self, conversation: Conversation) -> str | ToolCall:

@@ -33,8 +33,8 @@ class Agent:
 def build_prompt(agent: Agent, task: str) -> str:
     """The prompt for `agent` on `task`: the same text for the same input, on any machine.
 
-    The task and the agent's description stand in it as they are. In a line of the form `label: text` further lines of the
-    text are indented, so that no text can pass for another line.
+    The task stands in it as it is. In a line of the form `label: text` the text begins with no space and its further lines
+    are indented, so that no text can pass for another line.
     """
     tools = [f"{tool.name}: {tool.description}" for tool in agent.tools] or ["(none)"]
     mark = _mark([agent.name, agent.role, agent.description, *tools, task])
@@ -67,4 +67,4 @@ def _mark(texts: Sequence[str]) -> str:
 
 
 def _indented(text: str) -> str:
-    return "\n  ".join(text.splitlines())
+    return "\n  ".join(text.strip().splitlines())

@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from service.contract import build_app
+from service.problems import answer_the_rest
 from service.state import STATE
 
 # Connexion as it comes puts plain strings on aiohttp's requests
@@ -103,6 +104,7 @@ class Keys:
 @pytest.fixture
 async def ours() -> AsyncIterator[TestClient]:
     app = build_app(small_spec("service.contract.authenticate"))
+    answer_the_rest(app)
     app[STATE] = SimpleNamespace(authenticator=Keys())  # type: ignore[misc]
     async with TestClient(TestServer(app)) as client:
         yield client

@@ -72,7 +72,10 @@ def test_routes_are_the_spec_and_the_pages_and_nothing_else(config: Config) -> N
 
     operations = {(method.upper(), path) for method, path, _ in OPERATIONS}
     heads = {("HEAD", path) for method, path in operations if method == "GET"}
-    assert routes(app) == operations | heads | routes(pages)
+    own = operations | heads | routes(pages)
+    # what answers unknown methods and unknown paths
+    rest = {("*", path) for _, path in own} | {("*", "/{path}")}
+    assert routes(app) == own | rest
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS, ids=IDS)

@@ -179,11 +179,11 @@ async def test_a_tool_that_raises_fails_the_run_and_nothing_of_what_it_says_gets
         42,
         b"Yes.",
         "half a character: \ud83d",
-        ToolCall("search", {"input": 5}),
-        ToolCall("search", None),
+        ToolCall("search", {"input": 5}),  # type: ignore[dict-item]
+        ToolCall("search", None),  # type: ignore[arg-type]
         ToolCall("search", {}),
         ToolCall("search", {"a": "b"}),
-    ],  # type: ignore[dict-item, arg-type]
+    ],
     ids=repr,
 )
 async def test_a_model_that_says_what_is_no_answer_fails_the_run(said: Any) -> None:

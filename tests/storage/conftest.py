@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 
 from service.resources import resource
-from service.storage.migrations import hold, migrate
+from service.storage.migrations import hold
 from service.storage.queries import load_queries
 from service.storage.scope import Scope, Unscoped
 from service.storage.sqlite import SqliteDatabase
 from service.storage.units import ask
 from service.times import utc_now
+from tests.support.database import migrated
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    file = tmp_path / "test.db"
+    file = migrated(tmp_path / "test.db")
     lock = hold(file)
-    migrate(file, resource("migrations"))
     yield file
     lock.close()
 

@@ -37,6 +37,8 @@ class Service:
                 self.origin = found[1]
             if self.announced[-1].startswith("Database:"):
                 return self
+        self.process.wait(timeout=10)
+        self.process.stdout.close()
         raise AssertionError(f"The service did not start: {self.log.read_text()}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
