@@ -1,4 +1,4 @@
--- A column named "… [json]" is parsed where it is read.
+-- A column named "… [json]" goes to the client as it is, one named "… [parsed]" is for the service to look into.
 
 -- name: list_agents(tenant_id, after, name, limit, offset)
 -- Agents in the order of their ids; `after` is the id that the previous page ended with, 0 for the first one.
@@ -48,7 +48,7 @@ select
         from agent_tools
         join tools on tools.tenant_id = agent_tools.tenant_id and tools.id = agent_tools.tool_id
         where agent_tools.tenant_id = :tenant_id and agent_tools.agent_id = :agent_id
-    ) as "tools [json]"
+    ) as "tools [parsed]"
 from agents
 where tenant_id = :tenant_id and id = :agent_id;
 

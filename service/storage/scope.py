@@ -4,7 +4,7 @@ Handlers hold a Scope, never the database. It adds `tenant_id` to each query its
 sql/unscoped.sql, which only auth.py and the command line run, through Unscoped.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from service.storage.queries import Query, Shape
@@ -20,9 +20,9 @@ class Database(Protocol):
 
     queries: Mapping[str, Query]
 
-    async def read(self, unit: Unit[T], bind: Bind) -> T: ...
+    def read(self, unit: Unit[T], bind: Bind) -> Awaitable[T]: ...
 
-    async def write(self, unit: Unit[T], bind: Bind) -> T: ...
+    def write(self, unit: Unit[T], bind: Bind) -> Awaitable[T]: ...
 
     async def check(self) -> None: ...
 
@@ -60,11 +60,12 @@ class _View:
         """Runs a unit of work as one transaction; it is stored for good when this returns."""
         return await self._database.write(unit, self.bind)
 
-    async def _run(self, shape: Shape, asked: Ask) -> Any:
+    def _run(self, shape: Shape, asked: Ask) -> Awaitable[Any]:
         query = self._query(asked.name)
         if query.shape is not shape:
             raise TypeError(f"The query {asked.name} answers with {query.shape.name}, not {shape.name}.")
-        return await (self.write if query.writes else self.read)(_single(asked))
+        run = self._database.write if query.writes else self._database.read
+        return run(_single(asked), self.bind)
 
     def _query(self, name: str) -> Query:
         query = self._database.queries.get(name)

@@ -18,8 +18,10 @@ from service.storage.queries import Query, Shape
 from service.storage.scope import Bind, Statement
 from service.storage.units import ForeignKeyViolation, T, UniqueViolation, Unit
 
-# a column named "… [json]" is parsed as it is read (sqlite3's PARSE_COLNAMES)
-sqlite3.register_converter("json", orjson.loads)
+# What a column's name says in brackets, sqlite3 does as it reads (PARSE_COLNAMES): JSON that goes on to the client goes as it
+# is, JSON that the service looks into is parsed.
+sqlite3.register_converter("json", orjson.Fragment)
+sqlite3.register_converter("parsed", orjson.loads)
 
 _READERS = 2
 _LARGEST_BATCH = 256
@@ -91,15 +93,14 @@ class _Lane:
         """How many jobs wait."""
         return len(self._waiting)
 
-    async def run(self, unit: Unit[T], bind: Bind) -> T:
-        """Queues a unit and waits for its result. A caller that is cancelled leaves it done whole or not at all."""
+    def run(self, unit: Unit[T], bind: Bind) -> asyncio.Future[T]:
+        """Queues a unit and promises its result. A caller that is cancelled leaves it done whole or not at all."""
         if self._closing:
             raise Unavailable
         job = _Job(unit, bind, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._awake.set()
-        result: T = await job.answer
-        return result
+        return job.answer
 
     async def close(self) -> None:
         """Finishes what is queued, refuses what comes, and closes the connection."""
@@ -174,13 +175,13 @@ class SqliteDatabase:
             await lane.close()
         self._lock.close()
 
-    async def read(self, unit: Unit[T], bind: Bind) -> T:
+    def read(self, unit: Unit[T], bind: Bind) -> asyncio.Future[T]:
         """Runs a unit that only reads, on one state of the database, on the reader with the least to do."""
-        return await min(self._readers, key=_load).run(unit, bind)
+        return min(self._readers, key=_load).run(unit, bind)
 
-    async def write(self, unit: Unit[T], bind: Bind) -> T:
+    def write(self, unit: Unit[T], bind: Bind) -> asyncio.Future[T]:
         """Runs a unit as one transaction and answers when it is on disk: commits are shared with what came meanwhile."""
-        return await self._writer.run(unit, bind)
+        return self._writer.run(unit, bind)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
