@@ -18,7 +18,8 @@ _CHECK_LENGTH = 12
 class Listing:
     """One list: its route, two queries, their filters, and the parameter that says behind which id a page begins.
 
-    The list query takes `limit`, `offset` and `key` beside the filters, the count query the filters alone.
+    The list query takes `limit`, `offset` and `key` beside the filters, the query for the total `total_filters` alone, which
+    are the filters unless given.
     """
 
     route: str
@@ -27,11 +28,7 @@ class Listing:
     filters: Mapping[str, Any]
     key: str = "after"
     start: int = 0
-
-
-def newest_first(route: str, items: str, total: str, filters: Mapping[str, Any]) -> Listing:
-    """A list in falling order of ids."""
-    return Listing(route, items, total, filters, key="before", start=LARGEST_ID + 1)
+    total_filters: Mapping[str, Any] | None = None
 
 
 async def page(tenant: Scope, listing: Listing, limit: int, offset: int | None, cursor: str | None) -> Row:
@@ -53,7 +50,7 @@ async def page(tenant: Scope, listing: Listing, limit: int, offset: int | None, 
 
 
 def _rows(listing: Listing, last: int, skip: int, most: int) -> Unit[tuple[int, list[Row]]]:
-    total = yield ask(listing.total, **listing.filters)
+    total = yield ask(listing.total, **(listing.filters if listing.total_filters is None else listing.total_filters))
     items = yield ask(listing.items, **{listing.key: last}, limit=most, offset=skip, **listing.filters)
     return total, items
 

@@ -1,4 +1,7 @@
--- name: list_runs(tenant_id, before, status, model, created_after, created_before, limit, offset)
+-- Times become a range of ids: within a tenant, ids and times grow together. A time that is not given is null, finds nothing,
+-- and leaves that end of the range open.
+
+-- name: list_runs(tenant_id, before, model, created_after, created_before, limit, offset)
 -- The tenant's history, newest first; `before` is the id that the previous page ended with, the largest id for the first.
 select
     id, agent_id, agent_name, task, model, status, prompt, response,
@@ -9,20 +12,44 @@ select
     ) as "usage [json]",
     created_at, duration_ms
 from runs
-where tenant_id = :tenant_id and id < :before
-    and (:status is null or status = :status) and (:model is null or model = :model)
-    and (:created_after is null or created_at > :created_after)
-    and (:created_before is null or created_at < :created_before)
+where tenant_id = :tenant_id and (:model is null or model = :model)
+    and id > coalesce((
+        select id from runs
+        where tenant_id = :tenant_id and created_at <= :created_after
+        order by created_at desc, id desc limit 1
+    ), 0)
+    and id < min(:before, coalesce((
+        select id from runs
+        where tenant_id = :tenant_id and created_at >= :created_before
+        order by created_at, id limit 1
+    ), 9007199254740992))
 order by id desc
 limit :limit offset :offset;
 
--- name: count_runs(tenant_id, status, model, created_after, created_before)$
-select count(*)
+-- name: list_runs_with_status(tenant_id, before, status, model, created_after, created_before, limit, offset)
+-- The runs of one status, newest first.
+select
+    id, agent_id, agent_name, task, model, status, prompt, response,
+    error as "error [json]", steps as "steps [json]",
+    json_object(
+        'prompt_tokens', prompt_tokens, 'completion_tokens', completion_tokens,
+        'total_tokens', prompt_tokens + completion_tokens
+    ) as "usage [json]",
+    created_at, duration_ms
 from runs
-where tenant_id = :tenant_id
-    and (:status is null or status = :status) and (:model is null or model = :model)
-    and (:created_after is null or created_at > :created_after)
-    and (:created_before is null or created_at < :created_before);
+where tenant_id = :tenant_id and status = :status and (:model is null or model = :model)
+    and id > coalesce((
+        select id from runs
+        where tenant_id = :tenant_id and created_at <= :created_after
+        order by created_at desc, id desc limit 1
+    ), 0)
+    and id < min(:before, coalesce((
+        select id from runs
+        where tenant_id = :tenant_id and created_at >= :created_before
+        order by created_at, id limit 1
+    ), 9007199254740992))
+order by id desc
+limit :limit offset :offset;
 
 -- name: list_agent_runs(tenant_id, agent_id, before, status, model, created_after, created_before, limit, offset)
 -- The history of one agent, newest first.
@@ -35,20 +62,44 @@ select
     ) as "usage [json]",
     created_at, duration_ms
 from runs
-where tenant_id = :tenant_id and agent_id = :agent_id and id < :before
+where tenant_id = :tenant_id and agent_id = :agent_id
     and (:status is null or status = :status) and (:model is null or model = :model)
-    and (:created_after is null or created_at > :created_after)
-    and (:created_before is null or created_at < :created_before)
+    and id > coalesce((
+        select id from runs
+        where tenant_id = :tenant_id and created_at <= :created_after
+        order by created_at desc, id desc limit 1
+    ), 0)
+    and id < min(:before, coalesce((
+        select id from runs
+        where tenant_id = :tenant_id and created_at >= :created_before
+        order by created_at, id limit 1
+    ), 9007199254740992))
 order by id desc
 limit :limit offset :offset;
 
--- name: count_agent_runs(tenant_id, agent_id, status, model, created_after, created_before)$
+-- name: total_runs(tenant_id, agent_id, status, model)$
+-- How many runs there are, read from their counts: of an agent, or of the whole tenant under the agent_id 0.
+select coalesce(sum(runs), 0)
+from run_counts
+where tenant_id = :tenant_id and agent_id = :agent_id
+    and (:status is null or status = :status) and (:model is null or model = :model);
+
+-- name: count_runs_between(tenant_id, agent_id, status, model, created_after, created_before)$
+-- How many runs there are in a span of time; the only total that is counted. agent_id 0 stands for all agents.
 select count(*)
 from runs
-where tenant_id = :tenant_id and agent_id = :agent_id
+where tenant_id = :tenant_id and (:agent_id = 0 or agent_id = :agent_id)
     and (:status is null or status = :status) and (:model is null or model = :model)
-    and (:created_after is null or created_at > :created_after)
-    and (:created_before is null or created_at < :created_before);
+    and id > coalesce((
+        select id from runs
+        where tenant_id = :tenant_id and created_at <= :created_after
+        order by created_at desc, id desc limit 1
+    ), 0)
+    and id < coalesce((
+        select id from runs
+        where tenant_id = :tenant_id and created_at >= :created_before
+        order by created_at, id limit 1
+    ), 9007199254740992);
 
 -- name: get_run(tenant_id, run_id)^
 select
@@ -62,13 +113,16 @@ select
 from runs
 where tenant_id = :tenant_id and id = :run_id;
 
--- name: create_run(tenant_id, agent_id, agent_name, task, model, status, prompt, response, error, steps, prompt_tokens, completion_tokens, created_at, duration_ms)$
+-- name: create_run(tenant_id, agent_id, agent_name, task, model, status, prompt, response, error, steps, prompt_tokens, completion_tokens, created_at, duration_ms)^
+-- Not older than the run stored before it, whatever began first and whatever the clock says.
 insert into runs (
     tenant_id, agent_id, agent_name, task, model, status, prompt, response, error, steps,
     prompt_tokens, completion_tokens, created_at, duration_ms
 )
 values (
     :tenant_id, :agent_id, :agent_name, :task, :model, :status, :prompt, :response, :error, :steps,
-    :prompt_tokens, :completion_tokens, :created_at, :duration_ms
+    :prompt_tokens, :completion_tokens,
+    max(:created_at, coalesce((select created_at from runs where tenant_id = :tenant_id order by id desc limit 1), '')),
+    :duration_ms
 )
-returning id;
+returning id, created_at;

@@ -13,7 +13,7 @@ from service.execution.prompt import Agent, Tool
 from service.execution.tools import ToolExecutor
 from service.handlers import Answer
 from service.limiter import FixedWindow
-from service.paging import newest_first, page
+from service.paging import LARGEST_ID, Listing, page
 from service.storage.scope import Scope
 from service.storage.units import Row
 from service.times import utc_now
@@ -41,7 +41,7 @@ async def run_agent(
     outcome = await run(agent, task, model, models.adapter(model), tool_executor)
     duration_ms = round((time.monotonic() - began) * 1000)
     kept = _run(agent, task, model, outcome, created_at, duration_ms)
-    kept["id"] = await tenant.value("create_run", **_columns(kept))
+    kept |= await tenant.one("create_run", **_columns(kept)) or {}
     return kept, 200, {"Content-Location": f"/runs/{kept['id']}"}
 
 
@@ -60,31 +60,43 @@ async def list_runs(
     created_after: str | None,
     created_before: str | None,
 ) -> Answer:
-    filters = {
-        "status": status,
-        "model": model,
-        "created_after": created_after,
-        "created_before": created_before,
-    }
-    if agent_id is None:
-        listing = newest_first("/runs", "list_runs", "count_runs", filters)
-    else:
-        listing = newest_first("/runs", "list_agent_runs", "count_agent_runs", {**filters, "agent_id": agent_id})
+    listing = _history("/runs", agent_id, status, model, created_after, created_before)
     return await page(tenant, listing, limit, offset, cursor)
 
 
 async def list_agent_runs(tenant: Scope, agent_id: int, limit: int, offset: int | None, cursor: str | None) -> Answer:
     if not await tenant.value("agent_exists", agent_id=agent_id):
         not_found("agent")
-    filters = {
-        "agent_id": agent_id,
-        "status": None,
-        "model": None,
-        "created_after": None,
-        "created_before": None,
-    }
-    listing = newest_first("/agents/{agent_id}/runs", "list_agent_runs", "count_agent_runs", filters)
-    return await page(tenant, listing, limit, offset, cursor)
+    return await page(tenant, _history("/agents/{agent_id}/runs", agent_id), limit, offset, cursor)
+
+
+def _history(
+    route: str,
+    agent_id: int | None,
+    status: str | None = None,
+    model: str | None = None,
+    created_after: str | None = None,
+    created_before: str | None = None,
+) -> Listing:
+    """Runs, newest first, by the query whose index fits the filters; the total is read where no time is given."""
+    times = {"created_after": created_after, "created_before": created_before}
+    kind = {"agent_id": agent_id or 0, "status": status, "model": model}
+    filters: dict[str, Any] = {"model": model, **times}
+    items = "list_runs"
+    if agent_id is not None:
+        items, filters = "list_agent_runs", {**filters, "agent_id": agent_id, "status": status}
+    elif status is not None:
+        items, filters = "list_runs_with_status", {**filters, "status": status}
+    timeless = created_after is None and created_before is None
+    return Listing(
+        route,
+        items,
+        "total_runs" if timeless else "count_runs_between",
+        filters,
+        key="before",
+        start=LARGEST_ID + 1,
+        total_filters=kind if timeless else kind | times,
+    )
 
 
 def _agent(row: Row) -> Agent:

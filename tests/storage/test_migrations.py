@@ -22,6 +22,7 @@ RELEASED: dict[str, str] = {
     "0001_tenants.sql": "fc3a04e2cc242dd9379491a1b52029a0eaaca3f4ebf45de1cd34fd3dbf92b2aa",
     "0002_tools_and_agents.sql": "34526523dd79099c40be002236fa9ae07f634d3c9ce81610b8a7a85c4c276cad",
     "0003_runs.sql": "75c628b1d81560707912366ffbd678e7b1b13417502dd0b7cc1886b3ce6f3619",
+    "0004_flat_history.sql": "1042e14c83eec034ee2fd4ce4d51368d59e76f01a19bef118199d14e11e65296",
 }
 
 
@@ -36,7 +37,7 @@ def test_up_down_up_gives_the_same_schema(tmp_path: Path) -> None:
     file = tmp_path / "stairs.db"
     with closing(hold(file)):
         applied = migrate(file, FOLDER)
-        assert applied == ["0001_tenants", "0002_tools_and_agents", "0003_runs"]
+        assert applied == ["0001_tenants", "0002_tools_and_agents", "0003_runs", "0004_flat_history"]
         up = schema(file)
         assert migrate(file, FOLDER) == []
         assert roll_back(file, FOLDER) == applied[::-1]
@@ -45,7 +46,7 @@ def test_up_down_up_gives_the_same_schema(tmp_path: Path) -> None:
         assert schema(file) == up
 
 
-@pytest.mark.parametrize("last", ["0001_tenants", "0002_tools_and_agents", "0003_runs"])
+@pytest.mark.parametrize("last", ["0001_tenants", "0002_tools_and_agents", "0003_runs", "0004_flat_history"])
 def test_a_migration_that_was_applied_and_not_recorded_is_applied_again(tmp_path: Path, last: str) -> None:
     file = tmp_path / "killed.db"
     with closing(hold(file)):
@@ -66,7 +67,7 @@ def test_a_file_in_which_only_yoyo_began_is_migrated(tmp_path: Path) -> None:
             "create table yoyo_lock (locked int default 1, ctime timestamp, pid int not null, primary key (locked))"
         )
     with closing(hold(file)):
-        assert len(migrate(file, FOLDER)) == 3
+        assert len(migrate(file, FOLDER)) == 4
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_every_table_is_strict(path: Path) -> None:
             "select name, strict from pragma_table_list where schema = 'main' and type = 'table' "
             "and name not like '%yoyo%' and name not like 'sqlite_%'"
         ).fetchall()
-    assert len(tables) == 7
+    assert len(tables) == 8
     assert {strict for _, strict in tables} == {1}
 
 

@@ -44,8 +44,16 @@ def test_the_test_would_see_a_scan_and_a_sort(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "index"),
     [
-        ("list_runs", r"SEARCH runs USING INDEX \S+ \(tenant_id=\? AND id<\?\)"),
-        ("list_agent_runs", r"SEARCH runs USING INDEX runs_by_agent \(tenant_id=\? AND agent_id=\? AND id<\?\)"),
+        ("list_runs", r"SEARCH runs USING INDEX \S+ \(tenant_id=\? AND id>\? AND id<\?\)"),
+        (
+            "list_agent_runs",
+            r"SEARCH runs USING INDEX runs_by_agent \(tenant_id=\? AND agent_id=\? AND id>\? AND id<\?\)",
+        ),
+        (
+            "list_runs_with_status",
+            r"SEARCH runs USING INDEX runs_by_status \(tenant_id=\? AND status=\? AND id>\? AND id<\?\)",
+        ),
+        ("total_runs", r"SEARCH run_counts USING PRIMARY KEY \(tenant_id=\? AND agent_id=\?\)"),
         ("list_tools", r"SEARCH tools USING INDEX \S+ \(tenant_id=\? AND id>\?\)"),
         ("list_agents", r"SEARCH agents USING INDEX \S+ \(tenant_id=\? AND id>\?\)"),
         ("find_api_key", r"SEARCH api_keys USING INDEX \S+ \(hash=\?\)"),

@@ -68,7 +68,7 @@ async def plant(tenant: Scope) -> None:
 
 def everything_of(path: Path, tenant_id: str) -> dict[str, list[tuple[Any, ...]]]:
     """All rows of the tenant, table by table, read beside the service."""
-    tables = ("tools", "agent_ids", "agents", "agent_tools", "runs")
+    tables = ("tools", "agent_ids", "agents", "agent_tools", "runs", "run_counts")
     with closing(sqlite3.connect(path)) as connection:
         return {
             table: connection.execute(f"select * from {table} where tenant_id = ? order by 1, 2", (tenant_id,)).fetchall()
