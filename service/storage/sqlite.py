@@ -18,7 +18,7 @@ from service.storage.queries import Query, Shape
 from service.storage.scope import Bind, Statement
 from service.storage.units import ForeignKeyViolation, T, UniqueViolation, Unit
 
-# What a column's name says in brackets, sqlite3 does as it reads (PARSE_COLNAMES): JSON that goes on to the client goes as it
+# sqlite3 does as it reads what a column's name says in brackets (PARSE_COLNAMES): JSON that goes on to the client goes as it
 # is, JSON that the service looks into is parsed.
 sqlite3.register_converter("json", orjson.Fragment)
 sqlite3.register_converter("parsed", orjson.loads)
