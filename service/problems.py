@@ -62,7 +62,7 @@ def answer_the_rest(app: web.Application) -> None:
     """Adds what answers unknown paths, and unknown methods of known ones. To be called when all routes are there."""
     for resource in list(app.router.resources()):
         methods = sorted({route.method for route in resource})
-        resource.add_route("*", answering(_no_such_method(methods)), expect_handler=nothing_yet)  # type: ignore[attr-defined]
+        resource.add_route("*", answering(_no_such_method(methods)), expect_handler=nothing_yet)  # type: ignore[attr-defined]  # not in the base class
     # a path may hold a line feed, which a plain dot does not match
     app.router.add_route("*", "/{path:(?s:.*)}", answering(_no_such_path), expect_handler=nothing_yet)
 

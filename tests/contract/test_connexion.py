@@ -105,7 +105,7 @@ class Keys:
 async def ours() -> AsyncIterator[TestClient]:
     app = build_app(small_spec("service.contract.authenticate"))
     answer_the_rest(app)
-    app[STATE] = SimpleNamespace(authenticator=Keys())  # type: ignore[misc]
+    app[STATE] = SimpleNamespace(authenticator=Keys())  # type: ignore[misc]  # the one part that is asked for
     async with TestClient(TestServer(app)) as client:
         yield client
 

@@ -179,8 +179,8 @@ async def test_a_tool_that_raises_fails_the_run_and_nothing_of_what_it_says_gets
         42,
         b"Yes.",
         "half a character: \ud83d",
-        ToolCall("search", {"input": 5}),  # type: ignore[dict-item]
-        ToolCall("search", None),  # type: ignore[arg-type]
+        ToolCall("search", {"input": 5}),  # type: ignore[dict-item]  # what an adapter must not say
+        ToolCall("search", None),  # type: ignore[arg-type]  # what an adapter must not say
         ToolCall("search", {}),
         ToolCall("search", {"a": "b"}),
     ],

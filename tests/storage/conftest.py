@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ async def database(path: Path) -> AsyncIterator[SqliteDatabase]:
 async def tenants(database: SqliteDatabase) -> tuple[Scope, Scope]:
     """Two tenants, each with the scope that a request of theirs gets."""
 
-    def unit():  # type: ignore[no-untyped-def]
+    def unit() -> Any:
         for name in ("a", "b"):
             yield ask("create_tenant", id=name, now=utc_now())
 

@@ -54,7 +54,7 @@ THEIRS: dict[str, Any] = {
 async def plant(tenant: Scope) -> None:
     """One of everything, with the ids 1 and the secret in every text."""
 
-    def unit():  # type: ignore[no-untyped-def]
+    def unit() -> Any:
         yield ask("create_tool", name=f"{SECRET} tool", description=SECRET, now=NOW)
         agent_id = yield ask("create_agent_id")
         yield ask("create_agent", agent_id=agent_id, name=f"{SECRET} agent", role=SECRET, description=SECRET, now=NOW)
@@ -79,7 +79,7 @@ def everything_of(path: Path, tenant_id: str) -> dict[str, list[tuple[Any, ...]]
 async def run_query(tenant: Scope, name: str) -> Any:
     parameters = {each: THEIRS[each] for each in QUERIES[name].parameters if each != "tenant_id"}
 
-    def unit():  # type: ignore[no-untyped-def]
+    def unit() -> Any:
         return (yield ask(name, **parameters))
 
     return await (tenant.write if QUERIES[name].writes else tenant.read)(unit())
