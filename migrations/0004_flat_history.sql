@@ -33,8 +33,13 @@ begin
     where tenant_id = old.tenant_id and agent_id in (0, old.agent_id) and status = old.status and model = old.model;
 end;
 
--- created_after and created_before become a range of ids: within a tenant, no run is older than the one stored before it
--- (create_run sees to that).
+-- created_after and created_before become a range of ids: within a tenant, no run is older than the one stored before it.
+-- create_run sees to that; a clock that was set back may have left others, which get the time of the run before them.
+update runs
+set created_at = latest.created_at
+from (select id, max(created_at) over (partition by tenant_id order by id) as created_at from runs) as latest
+where latest.id = runs.id and latest.created_at > runs.created_at;
+
 create index if not exists runs_by_time on runs (tenant_id, created_at, id);
 
 -- GET /runs?status=failed finds the few among the many.

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ _TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line. A wrong value is one line and exit code 2; what can't be done now, one line and 1."""
+    _open_what_is_closed()
     try:
         code = cli.main(arguments, prog_name="agent-platform", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -39,6 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.Abort:
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_what_is_closed() -> None:
+    """Gives a process that was started without one of its three streams an empty one.
+
+    Else the next file or socket would get that number, and libuv ends a process that closes it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
 
 
 class Failed(click.ClickException):

@@ -1,6 +1,7 @@
 """Opens what lives long, wires it, closes it: the only room that knows all the others."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -8,6 +9,7 @@ from aiohttp import web
 from service.auth import DEMO_KEYS, Authenticator
 from service.config import Config
 from service.contract import build_app, load_spec
+from service.errors import Unavailable
 from service.execution.models import ModelRegistry, default_registry
 from service.execution.tools import MockTools, ToolExecutor
 from service.limiter import FixedWindow
@@ -61,8 +63,7 @@ def make_app(
                     limiter=FixedWindow(config.rate_limit, config.rate_window),
                     models=registry,
                     tool_executor=tool_executor or MockTools(),
-                    unscoped=unscoped,
-                    migrations=known_migrations(resource("migrations")),
+                    check_storage=partial(_check, unscoped, known_migrations(resource("migrations"))),
                 )
                 yield
             finally:
@@ -72,6 +73,13 @@ def make_app(
 
     app.cleanup_ctx.append(storage)
     return app
+
+
+async def _check(unscoped: Unscoped, migrations: frozenset[str]) -> None:
+    """Raises Unavailable where the storage does not answer or is not migrated to the version that this code knows."""
+    await unscoped.check()
+    if {row["migration_id"] for row in await unscoped.many("list_migrations")} != migrations:
+        raise Unavailable("The storage is not migrated to the version that this service knows.")
 
 
 def _demo_tenants() -> Unit[None]:

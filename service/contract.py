@@ -1,4 +1,4 @@
-"""Everything that we do to Connexion, in five sentences.
+"""Everything that we do to Connexion, in four sentences.
 
 Connexion reads the spec, checks it, makes its operations, and finds the handlers and the function that knows the keys; what
 it would do to a request on its way is replaced here. `Api` and `Operation` are its classes with the costly and the lenient
@@ -20,12 +20,12 @@ from connexion.apis.aiohttp_api import AioHttpApi
 from connexion.operations import OpenAPIOperation
 
 from service.errors import Invalid, Malformed, Unauthorized, UnsupportedMediaType, cut
-from service.problems import ANSWER_HEADERS, Handler, answering, nothing_yet
+from service.problems import ANSWER_HEADERS, LARGEST_BODY, Handler, answering, nothing_yet
 from service.state import STATE, State
 from service.storage.scope import Scope
 from service.validation import MOST_PLACES, Parameter, Places, Schema, Validator, strict_json
 
-# what aiohttp decodes without more packages; it would pass others on as they are
+# what aiohttp decodes without more packages; it would pass most others on as they are
 _CODINGS = ("identity", "gzip", "deflate")
 _CHALLENGE = {"WWW-Authenticate": 'ApiKey realm="agent-platform", header="X-API-Key"'}
 
@@ -43,6 +43,8 @@ def build_app(spec: Schema) -> web.Application:
     app.api_cls = Api
     options = {"swagger_ui": False, "serve_spec": False}
     built: web.Application = app.add_api(spec, options=options)
+    # add_api replaces the application that could have been told
+    built._client_max_size = LARGEST_BODY
     return built
 
 
@@ -197,9 +199,10 @@ class _Body:
         """
         if not request.body_exists and "Content-Type" not in request.headers:
             raise Malformed(f"A body of the type {self._media_types[-1]} is required.")
-        utf_8 = (request.charset or "utf-8").lower() in ("utf-8", "utf8")
-        if request.content_type not in self._media_types or not utf_8:
-            raise UnsupportedMediaType(f"Send the body as {' or '.join(self._media_types)}, in UTF-8.")
+        if request.headers.get("Content-Type") not in self._media_types:  # else there is nothing to look into
+            utf_8 = (request.charset or "utf-8").lower() in ("utf-8", "utf8")
+            if request.content_type not in self._media_types or not utf_8:
+                raise UnsupportedMediaType(f"Send the body as {' or '.join(self._media_types)}, in UTF-8.")
         if request.headers.get("Content-Encoding", "identity").lower() not in _CODINGS:
             raise UnsupportedMediaType(f"Send the body in one of the content codings {', '.join(_CODINGS)}.")
         if (request.content_length or 0) > request.client_max_size:

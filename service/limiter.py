@@ -42,11 +42,6 @@ class FixedWindow:
         now = self._clock()
         self._refuse_if_full(self._open_window(tenant_id, now), now)
 
-    def seconds_left(self, tenant_id: str) -> int:
-        """Whole seconds, rounded up, after which the tenant's window has ended; a full one where none is open."""
-        now = self._clock()
-        return self._left(self._open_window(tenant_id, now), now)
-
     def headers(self, tenant_id: str) -> dict[str, str]:
         """RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10), after what was counted so far."""
         now = self._clock()

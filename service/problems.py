@@ -1,4 +1,7 @@
-"""The one place that turns any failure into problem+json (RFC 9457), gives each answer its request id, and logs it."""
+"""Turns any failure of a handler into problem+json (RFC 9457), gives each answer its request id, and logs it.
+
+What fails before a route is found, and what is no HTTP, server.py turns into a problem.
+"""
 
 import itertools
 import logging
@@ -33,7 +36,7 @@ _log = logging.getLogger(__name__)
 def answering(handler: Handler) -> Handler:
     """Makes a handler that answers every request: with the response of `handler`, or with the problem it raised instead.
 
-    Every route goes through it, the two that stand for unknown paths and methods included (`answer_the_rest`).
+    Every route goes through it, those that stand for unknown paths and methods included (`answer_the_rest`).
     """
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -49,6 +52,9 @@ def answering(handler: Handler) -> Handler:
         headers["Server"] = SERVER
         if more := request.get(ANSWER_HEADERS):
             headers.update(more)
+        if "Expect" in request.headers and not request.content.is_eof():
+            # a body that was announced and not asked for may come or not: what follows could not be told from it
+            response.force_close()
         log = request.app.get(ACCESS_LOG)
         if log is not None:
             took = (time.perf_counter() - began) * 1000

@@ -6,17 +6,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import uvloop
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.client_exceptions import ClientPayloadError
+from aiohttp.http_exceptions import ContentEncodingError, PayloadEncodingError
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from aiohttp.web_request import BaseRequest
 
 from service import __version__
 from service.accesslog import AccessLog
 from service.auth import DEMO_KEYS
 from service.config import Config
-from service.errors import Crash, Malformed
+from service.errors import Crash, Malformed, NotFound, Problem, UnsupportedMediaType
 from service.problems import ACCESS_LOG, new_request_id, problem_response
 
 # A stop takes five seconds at the most. Requests under way get the first part to end by themselves; aiohttp takes the second
@@ -28,7 +31,16 @@ _log = logging.getLogger(__name__)
 
 
 class _Protocol(RequestHandler):
-    """aiohttp's HTTP protocol, but what is not even HTTP is answered as a problem too."""
+    """aiohttp's HTTP protocol, but what is not even HTTP, or finds no route at all, is answered as a problem too."""
+
+    async def finish_response(
+        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        # CONNECT, `OPTIONS *` and a URL without a path match no route, not even that of unknown paths
+        if not resp.prepared and "X-Request-ID" not in resp.headers:
+            problem = NotFound("There is nothing at this path.")
+            resp = problem_response(problem, request.rel_url.raw_path, new_request_id())
+        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,
@@ -39,15 +51,28 @@ class _Protocol(RequestHandler):
     ) -> web.StreamResponse:
         if request.writer.output_size > 0:
             raise ConnectionError("The answer has begun; it can only be cut off.")
-        if status < 500:
-            problem: Malformed | Crash = Malformed("The request is not HTTP that this service understands.")
-            _log.info("A request was no HTTP: %s", type(exc).__name__)
+        request_id = new_request_id()
+        problem: Problem
+        if isinstance(exc, ContentEncodingError):
+            problem = UnsupportedMediaType("The body is in a content coding that this service does not take.")
+        elif status < 500:
+            problem = Malformed("The request is not HTTP that this service understands.")
         else:
-            problem = Crash("The service failed.")
-            _log.error("The request failed outside of the application.", exc_info=exc)
-        response = problem_response(problem, "", new_request_id())
+            problem = Crash("The service failed; the request id finds the cause in its log.")
+        if status < 500:
+            _log.info("%s: a request was no HTTP (%s).", request_id, type(exc).__name__)
+        else:
+            _log.error("%s: the request failed outside of the application.", request_id, exc_info=exc)
+        response = problem_response(problem, "", request_id)
         response.force_close()
         return response
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        # the rest of a body that is broken, thrown away behind an answer: the client's affair
+        if isinstance(kw.get("exc_info"), (PayloadEncodingError, RequestPayloadError, ClientPayloadError)):
+            self.log_debug(*args, **kw)
+        else:
+            super().log_exception(*args, **kw)
 
 
 class _Server(web.Server):

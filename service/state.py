@@ -1,5 +1,6 @@
 """What lives as long as the service: made in app.py, found on the application under STATE."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -8,7 +9,6 @@ from service.auth import Authenticator
 from service.execution.models import ModelRegistry
 from service.execution.tools import ToolExecutor
 from service.limiter import FixedWindow
-from service.storage.scope import Unscoped
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class State:
     limiter: FixedWindow
     models: ModelRegistry
     tool_executor: ToolExecutor
-    unscoped: Unscoped
-    migrations: frozenset[str]
+    # raises Unavailable where the storage does not answer or is not migrated
+    check_storage: Callable[[], Awaitable[None]]
 
 
 STATE: web.AppKey[State] = web.AppKey("STATE", State)

@@ -23,14 +23,17 @@ def utc_text(value: str) -> str:
     if match is None:
         raise ValueError(value)
     date, time, fraction, offset = match.groups()
-    if time.endswith(":60"):  # a leap second (section 5.7): the clock of datetime has none, the next second stands for it
-        time = time[:-2] + "59"
-        fraction = ".999999"
+    leaps = time.endswith(":60")
+    if leaps:  # a leap second (section 5.7): datetime has none, the end of the second before stands for it
+        time, fraction = time[:-2] + "59", ".999999"
     try:
         moment = datetime.fromisoformat(f"{date}T{time}{fraction or ''}{offset or '+00:00'}")
-        return _text(moment.astimezone(UTC))
+        text = _text(moment.astimezone(UTC))
     except OverflowError as error:
         raise ValueError(value) from error
+    if leaps and not text.endswith("T23:59:59.999999Z"):
+        raise ValueError(value)
+    return text
 
 
 def _text(moment: datetime) -> str:

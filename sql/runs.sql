@@ -2,7 +2,7 @@
 -- and leaves that end of the range open.
 
 -- name: list_runs(tenant_id, before, model, created_after, created_before, limit, offset)
--- The tenant's history, newest first; `before` is the id that the previous page ended with, the largest id for the first.
+-- The tenant's history, newest first; `before` is the id that the previous page ended with, one more than the largest id for the first.
 select
     id, agent_id, agent_name, task, model, status, prompt, response,
     error as "error [json]", steps as "steps [json]",
@@ -85,7 +85,7 @@ where tenant_id = :tenant_id and agent_id = :agent_id
     and (:status is null or status = :status) and (:model is null or model = :model);
 
 -- name: count_runs_between(tenant_id, agent_id, status, model, created_after, created_before)$
--- How many runs there are in a span of time; the only total that is counted. agent_id 0 stands for all agents.
+-- How many runs there are in a span of time; the only total of runs that is counted. agent_id 0 stands for all agents.
 select count(*)
 from runs
 where tenant_id = :tenant_id and (:agent_id = 0 or agent_id = :agent_id)

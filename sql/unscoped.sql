@@ -1,4 +1,4 @@
--- What belongs to no tenant yet. Only service/auth.py and the command line run these; a tenant's scope refuses them.
+-- What belongs to no tenant yet. Only service/app.py, service/auth.py and the command line run these; a tenant's scope refuses them.
 
 -- name: find_api_key(hash)^
 select id as key_id, tenant_id from api_keys where hash = :hash and revoked_at is null;

@@ -1,5 +1,6 @@
 """What strangers found when they tried to break the service."""
 
+import asyncio
 import io
 import json
 import os
@@ -13,12 +14,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from yarl import URL
 
 from service.accesslog import AccessLog
 from service.app import make_app
 from service.config import Config
+from service.execution.models import Conversation, ModelRegistry
 from service.problems import ACCESS_LOG
 from tests.conftest import KEY_A, Client, Serve
+from tests.support.http import Wire
 from tests.support.process import Service, clean_environment
 
 JSON = KEY_A | {"Content-Type": "application/json"}
@@ -60,9 +64,58 @@ async def test_a_run_on_the_longest_task_with_the_most_tools_does_not_hold_the_o
 async def test_an_unknown_content_coding_is_refused(client: Client, coding: str) -> None:
     headers = JSON | {"Content-Encoding": coding}
     response = await client.post("/tools", data=b'{"name":"n","description":"d"}', headers=headers)
-    # aiohttp's parser itself refuses those that it would need a package for
-    assert response.status in (400, 415)
+    assert response.status == 415
     assert (await client.json("GET", "/tools"))["total"] == 0
+
+
+async def test_a_broken_coding_writes_no_error_into_the_log(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    for key in ("X-API-Key: key_tenant_a\r\n", ""):
+        async with Wire(client) as wire:
+            head = f"POST /tools HTTP/1.1\r\nHost: x\r\n{key}Content-Type: application/json\r\n"
+            answer = await wire.ask(f"{head}Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nzzzz".encode())
+            assert answer.status == (400 if key else 401)
+    await client.json("GET", "/tools")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("line", ["OPTIONS *", "CONNECT a:1", "CONNECT /agents", "GET http://foo"])
+async def test_a_target_without_a_path_is_answered_by_us(client: Client, line: str) -> None:
+    async with Wire(client) as wire:
+        answer = await wire.ask(f"{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert answer.status in (404, 405)
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["Server"] == "agent-platform"
+    assert json.loads(answer.body)["request_id"] == answer.headers["X-Request-ID"]
+
+
+async def test_a_body_that_was_announced_and_not_wanted_ends_the_connection(client: Client) -> None:
+    async with Wire(client) as wire:
+        head = "POST /tools HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n"
+        answer = await wire.ask(head.encode())
+        assert answer.status == 401
+        assert answer.headers["Connection"] == "close"
+
+
+class Leaks:
+    async def answer(self, conversation: Conversation) -> str:
+        raise asyncio.CancelledError
+
+
+async def test_an_adapter_that_leaks_a_cancellation_makes_a_failed_run(serve: Serve) -> None:
+    client = await serve(models=ModelRegistry({"gpt-4o": Leaks()}))
+    await client.json("POST", "/agents", json=AGENT)
+    run = await client.json("POST", "/agents/1/run", json={"task": "Say hello", "model": "gpt-4o"})
+    assert (run["status"], run["error"]["code"]) == ("failed", "model_error")
+
+
+async def test_a_leap_second_is_a_time_only_where_one_can_be(client: Client) -> None:
+    for moment, status in (
+        ("2016-12-31T23:59:60Z", 200),
+        ("2017-01-01T01:59:60%2B02:00", 200),
+        ("2016-12-31T10:30:60Z", 400),
+    ):
+        url = URL(f"/runs?created_after={moment}", encoded=True)
+        assert (await client.get(url, headers=KEY_A)).status == status
 
 
 async def test_no_line_of_the_log_can_be_forged(serve: Serve, config: Config) -> None:
@@ -130,6 +183,15 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(tmp_path: Path) ->
         began = time.monotonic()
         service.__exit__(None, None, None)
         assert time.monotonic() - began < 5
+
+
+def test_a_server_without_streams_ends_as_others_do(tmp_path: Path) -> None:
+    line = f"exec {sys.executable} -m service serve --port 0 --database {tmp_path}/quiet.db"
+    for closed in ("2>&-", "<&- >&- 2>&-"):
+        process = subprocess.Popen(["sh", "-c", f"{line} {closed}"], env=clean_environment())
+        time.sleep(1.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0, closed
 
 
 def command(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:

@@ -258,7 +258,7 @@ async def test_the_window_opens_with_the_first_run_and_ends_when_it_says(
 
 async def test_over_the_limit_the_database_is_not_touched(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     key = new_key()
-    unscoped = client.app[STATE].unscoped
+    unscoped = client.app[STATE].authenticator._unscoped
     stored = {"tenant": "tenant_b", "prefix": key_prefix(key), "hash": key_hash(key), "label": None, "now": utc_now()}
     await unscoped.one("create_api_key", **stored)
     agents = [(KEY_A, await make_agent(client)), ({"X-API-Key": key}, await make_agent(client, key=KEY_B))]

@@ -281,12 +281,19 @@ def _visible(text: str) -> str:
     return "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Mn", "Me"))
 
 
-def _lines(task: str) -> str:
+def _plain(task: str) -> str:
+    """Lower case, with nothing invisible, no marks on letters, and letters that look latin made latin."""
+    if task.isascii():
+        return task.lower()
     # marks go before normalising too: putting a long run of them in order takes quadratic time.
     # two Arabic ligatures grow to whole phrases, 18 letters for one.
     visible = _visible(task).translate({0xFDFA: " ", 0xFDFB: " "})
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", visible).casefold())
-    lines = re.sub(r"\r\n?|[\x85\u2028\u2029]", "\n", _visible(plain).translate(_LETTERS))
+    return _visible(plain).translate(_LETTERS)
+
+
+def _lines(task: str) -> str:
+    lines = re.sub(r"\r\n?|[\x85\u2028\u2029]", "\n", _plain(task))
     return re.sub(r"[^\S\n]+", " ", lines)
 
 

@@ -1,5 +1,6 @@
 """The loop of an agent run: ask the model, call the tool it asks for, add the result, ask again."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -70,10 +71,18 @@ async def run(agent: Agent, task: str, model: str, adapter: ModelAdapter, tools:
 async def _ask(adapter: ModelAdapter, conversation: Conversation) -> str | ToolCall:
     try:
         return _checked(await adapter.answer(conversation))
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
+        _reraise_if_cancelled(error)
         # what the adapter says may hold the prompt or a secret: its kind goes to the log, nothing of it to the client
         _log.warning("The adapter of the model %s raised %s.", conversation.model, type(error).__name__)
         raise _Failed("model_error", "The model failed to answer.") from error
+
+
+def _reraise_if_cancelled(error: BaseException) -> None:
+    """Lets the end of the request itself through: other people's code may leak a cancellation of its own."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
 
 
 def _checked(answer: Any) -> str | ToolCall:
@@ -103,7 +112,8 @@ async def _call(agent: Agent, call: ToolCall, tools: ToolExecutor, steps: list[d
         raise _Failed("unknown_tool", "The model asked for a tool that the agent does not have.")
     try:
         result = _text(await tools.execute(tool, call.arguments))
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
+        _reraise_if_cancelled(error)
         _log.warning("A tool raised %s.", type(error).__name__)
         raise _Failed("tool_error", f"The tool {tool.name} failed.") from error
     steps.append(

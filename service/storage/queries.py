@@ -9,7 +9,7 @@ from pathlib import Path
 import aiosql
 from aiosql.types import SQLOperationType
 
-# the one file whose queries belong to no tenant: only auth.py and the command line run them.
+# the one file whose queries belong to no tenant: only app.py, auth.py and the command line run them.
 UNSCOPED_FILE = "unscoped.sql"
 
 

@@ -1,7 +1,7 @@
 """The tenant's view of the storage: the first lock on tenancy.
 
 Handlers hold a Scope, never the database. It adds `tenant_id` to each query itself, and refuses the queries of
-sql/unscoped.sql, which only auth.py and the command line run, through Unscoped.
+sql/unscoped.sql, which only app.py, auth.py and the command line run, through Unscoped.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -145,7 +145,7 @@ class SqliteDatabase:
         lock: FileLock,
     ) -> None:
         self.queries = queries
-        self._writer = _Lane(writer, partial(_commit, lock))
+        self._writer = _Lane(writer, self._commit)
         self._readers = [_Lane(reader, _read_each) for reader in readers]
         self._lock = lock
         self._path = path
@@ -166,8 +166,16 @@ class SqliteDatabase:
 
     async def check(self) -> None:
         """Raises Unavailable where the file is gone, or another one stands in its place."""
+        self._check()
+
+    def _check(self) -> None:
         if self._file is None or _identity(self._path) != self._file:
             raise Unavailable("The database file is not there any more.")
+
+    def _commit(self, jobs: list[_Job], connection: sqlite3.Connection) -> list[Any]:
+        # a file that was removed still takes writes, and nobody would find them again
+        self._check()
+        return _commit(self._lock, jobs, connection)
 
     async def close(self) -> None:
         """Finishes what is queued, refuses what comes, and closes the connections."""
@@ -204,7 +212,11 @@ def _commit(lock: FileLock, jobs: list[_Job], connection: sqlite3.Connection) ->
         raise Unavailable from error
     try:
         connection.execute("begin immediate")
-        answers = [_within_savepoint(connection, job) for job in jobs]
+        if len(jobs) == 1:
+            # alone, a unit that fails takes nobody's work with it
+            answers: list[Any] = [_drive(connection, jobs[0].unit, jobs[0].bind)]
+        else:
+            answers = [_within_savepoint(connection, job) for job in jobs]
         connection.execute("commit")
     except sqlite3.Error as error:
         raise _meant(error) from error

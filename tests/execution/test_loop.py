@@ -216,11 +216,9 @@ async def test_a_ninth_call_fails_the_run_and_is_not_made(ninth: str) -> None:
     assert len(model.asked) == 9
 
 
-async def test_a_run_that_is_cancelled_ends_as_cancelled() -> None:
-    with pytest.raises(asyncio.CancelledError):
-        await go(Script(asyncio.CancelledError()))
-    with pytest.raises(asyncio.CancelledError):
-        await go(Script(call()), Tools(asyncio.CancelledError()))
+async def test_a_cancellation_that_leaks_from_an_adapter_or_a_tool_fails_the_run() -> None:
+    assert failure(await go(Script(asyncio.CancelledError()))) == "model_error"
+    assert failure(await go(Script(call()), Tools(asyncio.CancelledError()))) == "tool_error"
 
 
 async def test_a_run_whose_caller_goes_stops_waiting_for_the_model() -> None:

