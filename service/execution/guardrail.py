@@ -297,7 +297,12 @@ def _lines(task: str) -> str:
     return re.sub(r"[^\S\n]+", " ", lines)
 
 
+_NOT_PLAIN = re.compile(r"""['"*`~_\n]|\bdont\b""")
+
+
 def _prose(lines: str) -> str:
+    if not _NOT_PLAIN.search(lines):
+        return lines
     text = _QUOTED.sub(r"\1;", re.sub(r"(?<!\w)'|'(?!\w)", '"', lines))
     text = re.sub(r'["*`~]|(?<!\w)_|_(?!\w)', "", re.sub(r'"(?=[ ]?[,)\]])', ";", text))
     text = re.sub(r"n't\b|(?<=\bdo)nt\b", " not", text)

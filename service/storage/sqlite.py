@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ sqlite3.register_converter("json", orjson.Fragment)
 sqlite3.register_converter("parsed", orjson.loads)
 
 _READERS = 2
+# a read that takes longer than this, in seconds, lets the others pass
+_SLOW = 0.005
 _LARGEST_BATCH = 256
 _PATIENCE = 5.0
 
@@ -86,12 +89,13 @@ class _Lane:
         self._waiting: list[_Job] = []
         self._awake = asyncio.Event()
         self._closing = False
+        self._hop_began: float | None = None
         self._task = asyncio.create_task(self._take_what_comes())
 
     @property
-    def load(self) -> int:
-        """How many jobs wait."""
-        return len(self._waiting)
+    def is_held_up(self) -> bool:
+        """Has the hop that is under way taken longer than most do?"""
+        return self._hop_began is not None and time.monotonic() - self._hop_began > _SLOW
 
     def run(self, unit: Unit[T], bind: Bind) -> asyncio.Future[T]:
         """Queues a unit and promises its result. A caller that is cancelled leaves it done whole or not at all."""
@@ -120,10 +124,12 @@ class _Lane:
                     await self._do(jobs)
 
     async def _do(self, jobs: list[_Job]) -> None:
+        self._hop_began = time.monotonic()
         try:
             answers = await _on_thread(self.connection, partial(self._work, jobs))
         except Exception as error:
             answers = [error] * len(jobs)
+        self._hop_began = None
         for job, answer in zip(jobs, answers, strict=True):
             if job.answer.done():
                 continue
@@ -184,8 +190,12 @@ class SqliteDatabase:
         self._lock.close()
 
     def read(self, unit: Unit[T], bind: Bind) -> asyncio.Future[T]:
-        """Runs a unit that only reads, on one state of the database, on the reader with the least to do."""
-        return min(self._readers, key=_load).run(unit, bind)
+        """Runs a unit that only reads, on one state of the database.
+
+        The first reader takes all it can, for what shares a hop costs least; behind a slow read the next one steps in.
+        """
+        lane = next((lane for lane in self._readers if not lane.is_held_up), self._readers[-1])
+        return lane.run(unit, bind)
 
     def write(self, unit: Unit[T], bind: Bind) -> asyncio.Future[T]:
         """Runs a unit as one transaction and answers when it is on disk: commits are shared with what came meanwhile."""
@@ -198,10 +208,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino) if found.st_size else None
-
-
-def _load(lane: _Lane) -> int:
-    return lane.load
 
 
 def _commit(lock: FileLock, jobs: list[_Job], connection: sqlite3.Connection) -> list[Any]:
