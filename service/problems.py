@@ -126,7 +126,8 @@ def _meant(error: Exception, request_id: str) -> Problem:
     """The problem that `error` is to the client. What is no one's fault but ours is logged, and only there."""
     if isinstance(error, Problem):
         if error.status >= 500:
-            _log.warning("%s: %s", request_id, error.detail, exc_info=error.__cause__)
+            # no traceback: a full disk fails whole batches, and the log may stand on the same disk
+            _log.warning("%s: %s (%r)", request_id, error.detail, error.__cause__)
         return error
     if isinstance(error, web.HTTPException):
         return _of_http(error)

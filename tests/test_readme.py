@@ -122,6 +122,22 @@ def commands(group: Any) -> Iterator[Any]:
             yield command
 
 
+def test_the_table_of_figures_is_the_last_benchmarks() -> None:
+    shown = section("How fast, and what it costs").partition("a test holds them equal -->\n")[2].partition("<!-- end -->")[0]
+    assert shown.strip() == (ROOT / "tests/benchmarks/latest/table.md").read_text(encoding="utf-8").strip()
+
+
+def test_the_benchmark_can_be_called_as_the_readme_says() -> None:
+    ((_, command),) = blocks("How fast, and what it costs")
+    install, _, start = command.strip().partition(" && ")
+    assert install == "pip install '.[test,bench]'"
+    # the whole takes minutes; that it can be called with what it needs at hand is what a test can tell
+    command = [sys.executable, *start.split()[1:], "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
+
+
 def test_every_file_that_the_readme_names_is_there() -> None:
     named = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(named) > 8
