@@ -8,7 +8,7 @@ from typing import Any
 
 from service.errors import Invalid
 from service.storage.scope import Scope
-from service.storage.units import Row, Unit, ask
+from service.storage.units import Ask, Row, Unit, ask
 
 LARGEST_ID = 2**53 - 1
 _CHECK_LENGTH = 12
@@ -29,10 +29,12 @@ class Listing:
     key: str = "after"
     start: int = 0
     total_filters: Mapping[str, Any] | None = None
+    # what the list hangs on: where this query says no, there is no list
+    owner: Ask | None = None
 
 
-async def page(tenant: Scope, listing: Listing, limit: int, offset: int | None, cursor: str | None) -> Row:
-    """`{items, total, limit, offset, next}`, items and total as of one moment.
+async def page(tenant: Scope, listing: Listing, limit: int, offset: int | None, cursor: str | None) -> Row | None:
+    """`{items, total, limit, offset, next}`, items and total as of one moment; None where the list's owner is not there.
 
     Raises Invalid for a cursor of another list, an altered one, and one given together with an offset.
     """
@@ -42,14 +44,19 @@ async def page(tenant: Scope, listing: Listing, limit: int, offset: int | None, 
             raise _refused("A cursor says where the page begins: leave out the offset.", "offset")
         last, passed = _opened(cursor, tenant.tenant_id, listing)
         skip = 0
-    total, items = await tenant.read(_rows(listing, last, skip, limit + 1))
+    rows = await tenant.read(_rows(listing, last, skip, limit + 1))
+    if rows is None:
+        return None
+    total, items = rows
     more = len(items) > limit
     items = items[:limit]
     following = _sealed(items[-1]["id"], passed + limit, tenant.tenant_id, listing) if more else None
     return {"items": items, "total": total, "limit": limit, "offset": passed, "next": following}
 
 
-def _rows(listing: Listing, last: int, skip: int, most: int) -> Unit[tuple[int, list[Row]]]:
+def _rows(listing: Listing, last: int, skip: int, most: int) -> Unit[tuple[int, list[Row]] | None]:
+    if listing.owner is not None and not (yield listing.owner):
+        return None
     total = yield ask(listing.total, **(listing.filters if listing.total_filters is None else listing.total_filters))
     items = yield ask(listing.items, **{listing.key: last}, limit=most, offset=skip, **listing.filters)
     return total, items

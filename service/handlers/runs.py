@@ -1,6 +1,7 @@
 """Runs: running an agent, and what happened."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ from service.handlers import Answer
 from service.limiter import FixedWindow
 from service.paging import LARGEST_ID, Listing, page
 from service.storage.scope import Scope
-from service.storage.units import Row
+from service.storage.units import Row, ask
 from service.times import utc_now
 
 
@@ -65,9 +66,9 @@ async def list_runs(
 
 
 async def list_agent_runs(tenant: Scope, agent_id: int, limit: int, offset: int | None, cursor: str | None) -> Answer:
-    if not await tenant.value("agent_exists", agent_id=agent_id):
-        not_found("agent")
-    return await page(tenant, _history("/agents/{agent_id}/runs", agent_id), limit, offset, cursor)
+    owner = ask("agent_exists", agent_id=agent_id)
+    listing = replace(_history("/agents/{agent_id}/runs", agent_id), owner=owner)
+    return await page(tenant, listing, limit, offset, cursor) or not_found("agent")
 
 
 def _history(
