@@ -11,7 +11,7 @@ _PAUSE = 0.1
 class AccessLog:
     """Writes lines with their time to `stream`, those of one moment with one system call.
 
-    The logging module would make a record, a lock and a system call of each: a tenth of what a request costs.
+    The logging module would make a record, a lock and a system call of each.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -32,7 +32,7 @@ _CHALLENGE = {"WWW-Authenticate": 'ApiKey realm="agent-platform", header="X-API-
 
 def load_spec(folder: Path) -> Schema:
     """openapi.yaml as a dict. Given as a path, Connexion would run it through Jinja2 first."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the faster one, where PyYAML was built with it
     spec: Schema = yaml.load((folder / "openapi.yaml").read_bytes(), Loader=loader)  # noqa: S506  # both are safe
     return spec
 

@@ -4,6 +4,7 @@ Handlers hold a Scope, never the database. It adds `tenant_id` to each query its
 sql/unscoped.sql, which only app.py, auth.py and the command line run, through Unscoped.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ class Database(Protocol):
     async def check(self) -> None: ...
 
 
-class _View:
+class _View(ABC):
     """Runs named queries one by one or as units of work; what may be bound is the subclass's to say."""
 
     __slots__ = ("_database",)
@@ -35,8 +36,9 @@ class _View:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @abstractmethod
     def bind(self, asked: Ask) -> Statement:
-        raise NotImplementedError
+        """The query and its parameters, if this view may run it."""
 
     async def one(self, query: str, /, **parameters: Any) -> Row | None:
         """The row that `query` finds or writes, or None."""
