@@ -15,6 +15,7 @@ import click
 from service import __version__
 from service.auth import key_hash, key_prefix, new_key
 from service.config import Config, database_option, option, serve_options
+from service.logs import Formatter
 from service.resources import resource
 from service.storage.migrations import MigrationError, check, hold
 from service.storage.migrations import migrate as apply_migrations
@@ -80,7 +81,9 @@ def serve(**options: Any) -> None:
     from service.server import serve as run
 
     config = Config(**options)
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
     # libraries speak at their own length: their debug records hold URLs, bodies and SQL
     for library in ("connexion", "aiosqlite", "asyncio", "yoyo", "openapi_spec_validator"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))

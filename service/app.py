@@ -8,11 +8,13 @@ from aiohttp import web
 
 from service.auth import DEMO_KEYS, Authenticator
 from service.config import Config
-from service.contract import build_app, load_spec
+from service.contract import build_app, load_spec, render
 from service.errors import Unavailable
 from service.execution.models import ModelRegistry, default_registry
 from service.execution.tools import MockTools, ToolExecutor
-from service.limiter import FixedWindow
+from service.gate import Gate
+from service.idempotency import Retries
+from service.limiter import FixedWindow, wrong_keys
 from service.pages import add_pages
 from service.problems import answer_the_rest
 from service.resources import resource
@@ -61,6 +63,10 @@ def make_app(
                 app[STATE] = State(
                     authenticator=Authenticator(database, demo=config.serves_demo),
                     limiter=FixedWindow(config.rate_limit, config.rate_window),
+                    wrong_keys=wrong_keys(config.wrong_key_limit),
+                    gate=Gate(config.concurrency),
+                    retries=Retries(render),
+                    request_timeout=config.request_timeout,
                     models=registry,
                     tool_executor=tool_executor or MockTools(),
                     check_storage=partial(_check, unscoped, known_migrations(resource("migrations"))),

@@ -22,6 +22,9 @@ class Config:
     database: Path = Path("agent-platform.db")
     rate_limit: int = 5
     rate_window: int = 60
+    wrong_key_limit: int = 100
+    concurrency: int = 512
+    request_timeout: float = 10
     demo: bool | None = None
     log_level: str = "info"
 
@@ -114,6 +117,27 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=Config.rate_window,
             show_default=True,
             help="Seconds.",
+        ),
+        option(
+            "--wrong-key-limit",
+            type=_Whole(1, 1_000_000),
+            default=Config.wrong_key_limit,
+            show_default=True,
+            help="Wrong keys per address and minute.",
+        ),
+        option(
+            "--concurrency",
+            type=_Whole(1, 100_000),
+            default=Config.concurrency,
+            show_default=True,
+            help="Requests at once; more get 503.",
+        ),
+        option(
+            "--request-timeout",
+            type=_Whole(1, 3_600),
+            default=Config.request_timeout,
+            show_default=True,
+            help="Seconds for the headers of a request, and for its body.",
         ),
         option(
             "--demo/--no-demo",

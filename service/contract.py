@@ -3,11 +3,14 @@
 Connexion reads the spec, checks it, makes its operations, and finds the handlers and the function that knows the keys; what
 it would do to a request on its way is replaced here. `Api` and `Operation` are its classes with the costly and the lenient
 parts taken out. `Endpoint` is made once per operation, with compiled validators (validation.py): it takes a request from its
-key through its inputs to the handler, and collects every error. `respond` makes the response; pages.py serves the spec.
+key through its inputs to the handler, and collects every error. `render` and `respond` make the response; pages.py serves
+the spec.
 """
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,7 +22,9 @@ from aiohttp import web
 from connexion.apis.aiohttp_api import AioHttpApi
 from connexion.operations import OpenAPIOperation
 
-from service.errors import Invalid, Malformed, Unauthorized, UnsupportedMediaType, cut
+from service.errors import Invalid, Malformed, RequestTimeout, Unauthorized, UnsupportedMediaType, cut
+from service.idempotency import Rendered, fingerprint, key_of
+from service.preconditions import is_known
 from service.problems import ANSWER_HEADERS, LARGEST_BODY, Handler, answering, nothing_yet
 from service.state import STATE, State
 from service.storage.scope import Scope
@@ -51,11 +56,15 @@ def build_app(spec: Schema) -> web.Application:
 async def authenticate(http: web.Request) -> Scope:
     """The spec's `x-apikeyInfoFunc`: the scope of the tenant whose key the request has, the handler's `tenant`.
 
-    Raises Unauthorized for whatever is not exactly one good key.
+    Raises Unauthorized for whatever is not exactly one good key, and TooManyWrongKeys instead for an address that has sent
+    too many wrong ones. A good key works from any address.
     """
+    state = http.app[STATE]
     keys = http.headers.getall("X-API-Key", ())
-    scope = await http.app[STATE].authenticator.scope(keys[0]) if len(keys) == 1 else None
+    scope = await state.authenticator.scope(keys[0]) if len(keys) == 1 else None
     if scope is None:
+        if keys:
+            state.wrong_keys.admit(network(http.remote))
         raise Unauthorized("Send a valid API key in the header X-API-Key.", headers=_CHALLENGE)
     return scope
 
@@ -107,44 +116,83 @@ class Operation(OpenAPIOperation):  # type: ignore[misc]  # Connexion ships no t
         return next(iter(content.values()), {})
 
 
-def respond(answer: Any) -> web.Response:
-    """The response for what a handler returns: body, (body, status) or (body, status, headers)."""
-    body, status, headers = (*answer, *(200, None)[len(answer) - 1 :]) if isinstance(answer, tuple) else (answer, 200, None)
-    if body is None:
-        return web.Response(status=status, headers=headers)
-    return web.Response(body=orjson.dumps(body), status=status, headers=headers, content_type="application/json")
+def render(answer: Any) -> Rendered:
+    """What a handler returns, body, (body, status) or (body, status, headers), as it is sent."""
+    body, status, headers = (*answer, *(200, {})[len(answer) - 1 :]) if isinstance(answer, tuple) else (answer, 200, {})
+    return Rendered(status, headers, b"" if body is None else orjson.dumps(body))
+
+
+def respond(rendered: Rendered, http: web.Request) -> web.Response:
+    """The response; without its body where the client has it (If-None-Match)."""
+    headers = rendered.headers
+    if etag := headers.get("ETag"):
+        # its client may keep it, and asks each time whether it still holds
+        headers = headers | {"Cache-Control": "private, no-cache"}
+        known = http.headers.getall("If-None-Match", ())
+        if known and http.method in ("GET", "HEAD") and is_known(", ".join(known), etag):
+            return web.Response(status=304, headers=headers)
+    if not rendered.body:
+        return web.Response(status=rendered.status, headers=headers)
+    return web.Response(body=rendered.body, status=rendered.status, headers=headers, content_type="application/json")
 
 
 class Endpoint:
     """One operation at work: the key, the limit, the inputs, the handler and the response, in this order."""
 
     def __init__(self, operation: Operation) -> None:
-        defined = {place: [p for p in operation.parameters if p["in"] == place] for place in ("path", "query")}
+        defined = {place: [p for p in operation.parameters if p["in"] == place] for place in ("path", "query", "header")}
         self._path = {parameter["name"]: Parameter(parameter) for parameter in defined["path"]}
         self._query = {parameter["name"]: Parameter(parameter) for parameter in defined["query"]}
+        self._headers = {parameter["name"]: Parameter(parameter) for parameter in defined["header"]}
         self._body = _Body(operation) if operation.request_body else None
         self._authenticate = operation.authenticate
         self._rate_limited = operation.rate_limited
         self._handler = operation.handler
-        wanted = inspect.signature(self._handler).parameters
-        self._wants_tenant = "tenant" in wanted
-        self._state_fields = tuple(name for name in wanted if name in State.__dataclass_fields__)
+        self._wanted = inspect.signature(self._handler).parameters
+        self._wants_tenant = "tenant" in self._wanted
+        self._state_fields = tuple(name for name in self._wanted if name in State.__dataclass_fields__)
 
     async def answer(self, http: web.Request) -> web.Response:
         """The handler's answer as a response.
 
-        Raises what the handler raises, Unauthorized before anything else is looked at, TooManyRuns before the body is
-        read, and Invalid with every place that breaks the contract.
+        Raises what the handler raises, Unavailable where the service is full, Unauthorized before anything else is looked
+        at, TooManyRuns before the body is read, and Invalid with every place that breaks the contract.
         """
-        tenant = None if self._authenticate is None else await self._authenticate(http)
         state = http.app[STATE]
-        if tenant is None or not self._rate_limited:
-            return respond(await self._handler(**await self._arguments(http, tenant, state)))
-        try:
+        if self._authenticate is None:
+            return respond(render(await self._handler(**await self._arguments(http, None, state))), http)
+        with state.gate:
+            tenant = await self._authenticate(http)
+            if not self._rate_limited:
+                return await self._answer(http, tenant, state)
+            try:
+                return await self._answer(http, tenant, state)
+            finally:
+                http[ANSWER_HEADERS] = state.limiter.headers(tenant.tenant_id)
+
+    async def _answer(self, http: web.Request, tenant: Scope, state: State) -> web.Response:
+        if "Idempotency-Key" in self._headers and "Idempotency-Key" in http.headers:
+            return await self._answer_once(http, tenant, state)
+        if self._rate_limited:
             state.limiter.check(tenant.tenant_id)
-            return respond(await self._handler(**await self._arguments(http, tenant, state)))
-        finally:
-            http[ANSWER_HEADERS] = state.limiter.headers(tenant.tenant_id)
+        return respond(render(await self._handler(**await self._arguments(http, tenant, state))), http)
+
+    async def _answer_once(self, http: web.Request, tenant: Scope, state: State) -> web.Response:
+        """The answer to a request with an Idempotency-Key: only what it has not had before is done, and counted."""
+        arguments = await self._arguments(http, tenant, state)
+
+        async def work(keeping: Scope) -> Any:
+            if self._rate_limited:
+                state.limiter.check(keeping.tenant_id)
+            return await self._handler(**arguments | {"tenant": keeping})
+
+        key = key_of(http.headers["Idempotency-Key"])
+        asked = fingerprint(http.method, http.rel_url.raw_path, arguments["body"])
+        rendered, replayed = await state.retries.once(tenant, key, asked, work)
+        response = respond(rendered, http)
+        if replayed:
+            response.headers["Idempotency-Replayed"] = "true"
+        return response
 
     async def _arguments(self, http: web.Request, tenant: Scope | None, state: State) -> dict[str, Any]:
         errors: Places = []
@@ -152,8 +200,14 @@ class Endpoint:
         arguments = {name: parameter.parse(matched[name], errors) for name, parameter in self._path.items()}
         if self._query or raw_query:
             arguments.update(self._parse_query(raw_query, errors))
+        for name, parameter in self._headers.items():
+            # a header in several lines is one list (RFC 9110 section 5.3)
+            given = http.headers.getall(name, None)
+            value = None if given is None else parameter.parse(", ".join(given), errors)
+            if (argument := name.lower().replace("-", "_")) in self._wanted:
+                arguments[argument] = value
         if self._body is not None:
-            arguments["body"] = await self._body.read(http, errors)
+            arguments["body"] = await self._body.read(http, state, errors)
         if errors:
             count = f"{MOST_PLACES} places or more" if len(errors) >= MOST_PLACES else f"{len(errors)} places"
             places = "1 place" if len(errors) == 1 else count
@@ -192,10 +246,11 @@ class _Body:
         self._media_types = tuple(operation.consumes)
         self._validator = Validator(operation.body_schema)
 
-    async def read(self, request: web.Request, errors: Places) -> Any:
+    async def read(self, request: web.Request, state: State, errors: Places) -> Any:
         """The parsed body, and an error for each place where it breaks the schema.
 
-        Raises UnsupportedMediaType, Malformed for what is no JSON, and aiohttp's own error where it is too large.
+        Raises UnsupportedMediaType, Malformed for what is no JSON, RequestTimeout for what does not arrive in time, and
+        aiohttp's own error where it is too large.
         """
         if not request.body_exists and "Content-Type" not in request.headers:
             raise Malformed(f"A body of the type {self._media_types[-1]} is required.")
@@ -209,6 +264,25 @@ class _Body:
             raise web.HTTPRequestEntityTooLarge(request.client_max_size)
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = strict_json(await request.read())
+        body = strict_json(await _received(request, state))
         errors.extend({"pointer": pointer, "detail": sentence} for pointer, sentence in self._validator.errors(body))
         return body
+
+
+async def _received(request: web.Request, state: State) -> bytes:
+    """The body's bytes. Who makes the service wait for them holds no place while it does, and not for long."""
+    if request.content.is_eof():
+        return await request.read()
+    with state.gate.place_lent():
+        try:
+            async with asyncio.timeout(state.request_timeout):
+                return await request.read()
+        except TimeoutError:
+            raise RequestTimeout(f"The body did not arrive within {state.request_timeout:g} seconds.") from None
+
+
+def network(address: str | None) -> str:
+    """Whom wrong keys from `address` are counted against: an IPv4 address, or the /64 that an IPv6 caller has to himself."""
+    if address is None or ":" not in address:
+        return address or ""
+    return str(ip_network((address.partition("%")[0], 64), strict=False))

@@ -80,6 +80,30 @@ class Conflict(Problem):
     status, kind, title = 409, "conflict", "Conflict"
 
 
+class UnderWay(Problem):
+    """The request with this idempotency key is being answered just now."""
+
+    status, kind, title = 409, "request-under-way", "Request under way"
+
+
+class PreconditionFailed(Problem):
+    """What If-Match names is not what is stored."""
+
+    status, kind, title = 412, "precondition-failed", "Precondition failed"
+
+
+class KeyReused(Problem):
+    """An idempotency key that came with another request before."""
+
+    status, kind, title = 422, "idempotency-key-reused", "Idempotency key reused"
+
+
+class RequestTimeout(Problem):
+    """A request that did not arrive within its deadline."""
+
+    status, kind, title = 408, "request-timeout", "Request timeout"
+
+
 class TooLarge(Problem):
     """A body over the limit."""
 
@@ -96,6 +120,12 @@ class TooManyRuns(Problem):
     """The tenant has used up its window."""
 
     status, kind, title = 429, "too-many-runs", "Too many runs"
+
+
+class TooManyWrongKeys(Problem):
+    """An address that tries one key after the other."""
+
+    status, kind, title = 429, "too-many-wrong-keys", "Too many wrong keys"
 
 
 class Crash(Problem):

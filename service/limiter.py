@@ -1,4 +1,4 @@
-"""The fixed window: so many runs a tenant, counted from its first one."""
+"""The fixed window: so many runs a tenant, or wrong keys an address, counted from the first one."""
 
 import math
 import time
@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.errors import TooManyRuns
+from service.errors import Problem, TooManyRuns, TooManyWrongKeys
 
 
 @dataclass(slots=True)
@@ -19,26 +19,41 @@ class FixedWindow:
     """Admits `limit` runs per tenant and window of `seconds`, which opens with the tenant's first admitted run.
 
     It awaits nothing, so that of any number of requests at once exactly `limit` are admitted. It remembers only open
-    windows: all are equally long, so the oldest ends first.
+    windows, and no more than `most` of them: all are equally long, so the oldest ends first. What it counts, and what it
+    raises, can be something else than runs (`wrong_keys`).
     """
 
-    def __init__(self, limit: int, seconds: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limit: int,
+        seconds: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        counted: str = "runs",
+        refusal: type[Problem] = TooManyRuns,
+        most: int | None = None,
+    ) -> None:
         self.limit = limit
         self.seconds = seconds
         self._clock = clock
+        self._counted = counted
+        self._refusal = refusal
+        self._most = most
         self._windows: OrderedDict[str, _Window] = OrderedDict()
 
     def admit(self, tenant_id: str) -> None:
-        """Counts one run of the tenant. Raises TooManyRuns, and counts nothing, where its window is full."""
+        """Counts one run of the tenant. Raises the refusal, and counts nothing, where its window is full."""
         now = self._clock()
         window = self._open_window(tenant_id, now)
         self._refuse_if_full(window, now)
         if window is None:
             window = self._windows[tenant_id] = _Window(ends=now + self.seconds, used=0)
+            if self._most is not None and len(self._windows) > self._most:
+                self._windows.popitem(last=False)
         window.used += 1
 
     def check(self, tenant_id: str) -> None:
-        """Raises TooManyRuns where `admit` would; a client that waits as long as it says is admitted."""
+        """Raises the refusal where `admit` would; a client that waits as long as it says is admitted."""
         now = self._clock()
         self._refuse_if_full(self._open_window(tenant_id, now), now)
 
@@ -63,7 +78,12 @@ class FixedWindow:
     def _refuse_if_full(self, window: _Window | None, now: float) -> None:
         if window is not None and window.used >= self.limit:
             wait = self._left(window, now)
-            raise TooManyRuns(
-                f"The limit is {self.limit} runs in {self.seconds} seconds; try again in {wait} seconds.",
+            raise self._refusal(
+                f"The limit is {self.limit} {self._counted} in {self.seconds} seconds; try again in {wait} seconds.",
                 headers={"Retry-After": str(wait)},
             )
+
+
+def wrong_keys(limit: int) -> FixedWindow:
+    """Lets an address send `limit` wrong keys a minute. It remembers the last 10,000 addresses: they can be made up."""
+    return FixedWindow(limit, 60, counted="wrong keys", refusal=TooManyWrongKeys, most=10_000)

@@ -15,15 +15,24 @@ import orjson
 from aiohttp import web
 from aiohttp.client_exceptions import ClientPayloadError
 
-from service.accesslog import AccessLog
 from service.errors import Crash, Malformed, MethodNotAllowed, NotFound, Problem, TooLarge, cut
+from service.logs import AccessLog, whereabouts
+from service.state import STATE
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LARGEST_BODY = 2**20
 # what contract.py found out about the answer before it knew the answer
 ANSWER_HEADERS = web.RequestKey("ANSWER_HEADERS", dict[str, str])
-SERVER = "agent-platform"
+# what every answer has unless it says otherwise (OWASP REST Security Cheat Sheet): it is of the type that it says, loads
+# nothing, is shown in nothing and kept by nobody; and aiohttp would name itself, Python and the version of each
+SAFE_HEADERS = {
+    "Server": "agent-platform",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 # where each answer is noted; nowhere unless it is set
 ACCESS_LOG = web.AppKey("ACCESS_LOG", AccessLog)
 
@@ -48,11 +57,15 @@ def answering(handler: Handler) -> Handler:
             response = problem_response(_meant(error, request_id), request.rel_url.raw_path, request_id)
         headers = response.headers
         headers["X-Request-ID"] = request_id
-        # aiohttp would name itself, Python and the version of each
-        headers["Server"] = SERVER
+        for name, value in SAFE_HEADERS.items():
+            headers.setdefault(name, value)
         if more := request.get(ANSWER_HEADERS):
             headers.update(more)
-        if "Expect" in request.headers and not request.content.is_eof():
+        state = request.app.get(STATE)
+        if state is not None and state.gate.draining:
+            # the next request is for another process
+            response.force_close()
+        elif "Expect" in request.headers and not request.content.is_eof():
             # a body that was announced and not asked for may come or not: what follows could not be told from it
             response.force_close()
         log = request.app.get(ACCESS_LOG)
@@ -106,7 +119,7 @@ def problem_response(problem: Problem, path: str, request_id: str) -> web.Respon
     return web.Response(
         body=orjson.dumps(body),
         status=problem.status,
-        headers={**problem.headers, "X-Request-ID": request_id, "Server": SERVER},
+        headers={**SAFE_HEADERS, **problem.headers, "X-Request-ID": request_id},
         content_type="application/problem+json",
     )
 
@@ -133,7 +146,7 @@ def _meant(error: Exception, request_id: str) -> Problem:
         return _of_http(error)
     if isinstance(error, (ConnectionError, ClientPayloadError, web.RequestPayloadError, web.PayloadAccessError)):
         return Malformed("The body did not arrive whole.")
-    _log.error("%s: the request failed.", request_id, exc_info=error)
+    _log.error("%s: the request failed: %s", request_id, whereabouts(error))
     return Crash("The service failed; the request id finds the cause in its log.")
 
 

@@ -1,7 +1,7 @@
-"""Runs the application on a socket until SIGINT or SIGTERM."""
+"""Runs the application on a socket until SIGINT or SIGTERM, and takes no longer over a slow client than it has to."""
 
 import asyncio
-import logging
+import resource
 import signal
 import sys
 import time
@@ -10,99 +10,72 @@ from typing import Any
 
 import uvloop
 from aiohttp import web
-from aiohttp.client_exceptions import ClientPayloadError
-from aiohttp.http_exceptions import ContentEncodingError, PayloadEncodingError
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError
-from aiohttp.web_request import BaseRequest
+from aiohttp.web_protocol import RequestHandler
 
 from service import __version__
-from service.accesslog import AccessLog
 from service.auth import DEMO_KEYS
 from service.config import Config
-from service.errors import Crash, Malformed, NotFound, Problem, UnsupportedMediaType
-from service.problems import ACCESS_LOG, new_request_id, problem_response
+from service.logs import AccessLog
+from service.problems import ACCESS_LOG
+from service.protocol import Protocol, Server
+from service.state import STATE
 
 # A stop takes five seconds at the most. Requests under way get the first part to end by themselves; aiohttp takes the second
 # part up to twice, once to wait and once to cancel.
 _FINISH = 2.5
 _GRACE = 1.0
-
-_log = logging.getLogger(__name__)
-
-
-class _Protocol(RequestHandler):
-    """aiohttp's HTTP protocol, but what is not even HTTP, or finds no route at all, is answered as a problem too."""
-
-    async def finish_response(
-        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        # CONNECT, `OPTIONS *` and a URL without a path match no route, not even that of unknown paths
-        if not resp.prepared and "X-Request-ID" not in resp.headers:
-            problem = NotFound("There is nothing at this path.")
-            resp = problem_response(problem, request.rel_url.raw_path, new_request_id())
-        return await super().finish_response(request, resp, start_time)
-
-    def handle_error(
-        self,
-        request: BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("The answer has begun; it can only be cut off.")
-        request_id = new_request_id()
-        problem: Problem
-        if isinstance(exc, ContentEncodingError):
-            problem = UnsupportedMediaType("The body is in a content coding that this service does not take.")
-        elif status < 500:
-            problem = Malformed("The request is not HTTP that this service understands.")
-        else:
-            problem = Crash("The service failed; the request id finds the cause in its log.")
-        if status < 500:
-            _log.info("%s: a request was no HTTP (%s).", request_id, type(exc).__name__)
-        else:
-            _log.error("%s: the request failed outside of the application.", request_id, exc_info=exc)
-        response = problem_response(problem, "", request_id)
-        response.force_close()
-        return response
-
-    def log_exception(self, *args: Any, **kw: Any) -> None:
-        # the rest of a body that is broken, thrown away behind an answer: the client's affair
-        if isinstance(kw.get("exc_info"), (PayloadEncodingError, RequestPayloadError, ClientPayloadError)):
-            self.log_debug(*args, **kw)
-        else:
-            super().log_exception(*args, **kw)
-
-
-class _Server(web.Server):
-    def __call__(self) -> RequestHandler:
-        return _Protocol(self, loop=self._loop, **self._kwargs)
+# how long an idle connection is kept, and how long the rest of a body that nobody wants is read before it is cut off: a
+# client that is still sending would lose the answer
+_KEPT_ALIVE = 75.0
+_LINGER = 2.0
 
 
 class Runner(web.AppRunner):
-    """aiohttp's runner with our protocol, and an end that lets requests under way finish."""
+    """aiohttp's runner with our protocol, deadlines for slow clients, and an end that lets requests under way finish."""
+
+    def __init__(self, app: web.Application, **settings: Any) -> None:
+        super().__init__(app, **{"keepalive_timeout": _KEPT_ALIVE, "lingering_time": _LINGER} | settings)
+        self._watch: asyncio.Task[None] | None = None
+
+    async def setup(self) -> None:
+        await super().setup()
+        self._watch = asyncio.create_task(self._cut_off_the_slow(self.app[STATE].request_timeout))
+
+    async def cleanup(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        await super().cleanup()
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         # aiohttp makes its Server without asking which; ours differs in one method
-        server.__class__ = _Server
+        server.__class__ = Server
         return server
 
     async def finish(self, patience: float) -> None:
-        """Takes no more connections, and waits until no request is under way, for `patience` seconds at the most.
+        """Waits for the requests under way, for `patience` seconds at the most, and then takes no more connections.
 
-        aiohttp's own shutdown begins by dropping whatever still arrives, the rest of a body that is being read included.
+        Meanwhile /ready says that the service is about to stop, and other requests are refused. aiohttp's own shutdown would
+        begin by dropping whatever still arrives, the rest of a body that is being read included.
         """
+        self.app[STATE].gate.draining = True
+        deadline = time.monotonic() + patience
+        busy = [connection for connection in self._connections() if connection._request_in_progress]
+        while any(connection._request_in_progress for connection in busy) and time.monotonic() < deadline:  # noqa: ASYNC110  # no event is worth its cost per request
+            await asyncio.sleep(0.01)
         for site in list(self.sites):
             await site.stop()
-        deadline = time.monotonic() + patience
-        while self._is_busy() and time.monotonic() < deadline:  # noqa: ASYNC110  # no event is worth its cost per request
-            await asyncio.sleep(0.01)
 
-    def _is_busy(self) -> bool:
-        connections = self.server.connections if self.server else ()
-        return any(connection._request_in_progress for connection in connections)
+    def _connections(self) -> list[RequestHandler]:
+        return list(self.server.connections) if self.server else []
+
+    async def _cut_off_the_slow(self, patience: float) -> None:
+        """One watch for all connections: a timer for each request would cost more than most requests do."""
+        while True:
+            await asyncio.sleep(patience / 10)
+            for connection in self._connections():
+                if isinstance(connection, Protocol):
+                    connection.cut_off_if_slow(patience)
 
 
 def serve(app: web.Application, config: Config, announce: Callable[[str], None]) -> None:
@@ -118,6 +91,7 @@ async def _serve(app: web.Application, config: Config, announce: Callable[[str],
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    _allow_many_connections()
     log = AccessLog(sys.stderr)
     if config.log_level in ("debug", "info"):
         app[ACCESS_LOG] = log
@@ -137,3 +111,9 @@ async def _serve(app: web.Application, config: Config, announce: Callable[[str],
     finally:
         await runner.cleanup()
         log.flush()
+
+
+def _allow_many_connections() -> None:
+    """Lets the process have as many files as the system allows it: a connection is one, and 1,024 are soon used up."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -8,6 +8,8 @@ from aiohttp import web
 from service.auth import Authenticator
 from service.execution.models import ModelRegistry
 from service.execution.tools import ToolExecutor
+from service.gate import Gate
+from service.idempotency import Retries
 from service.limiter import FixedWindow
 
 
@@ -17,6 +19,12 @@ class State:
 
     authenticator: Authenticator
     limiter: FixedWindow
+    # the same window, for addresses that try keys
+    wrong_keys: FixedWindow
+    gate: Gate
+    retries: Retries
+    # how long a request's headers may take, and then its body, in seconds
+    request_timeout: float
     models: ModelRegistry
     tool_executor: ToolExecutor
     # raises Unavailable where the storage does not answer or is not migrated

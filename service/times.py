@@ -1,7 +1,7 @@
 """Times as the API writes them: RFC 3339, UTC, microseconds, so that text order is time order."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 # RFC 3339 section 5.6, to the microsecond; the numbers' ranges are left to datetime.
 _RFC_3339 = re.compile(
@@ -9,9 +9,9 @@ _RFC_3339 = re.compile(
 )
 
 
-def utc_now() -> str:
-    """The present as text, such as `2026-11-22T10:48:00.000000Z`."""
-    return _text(datetime.now(UTC))
+def utc_now(later: timedelta = timedelta()) -> str:
+    """The present as text, such as `2026-11-22T10:48:00.000000Z`, or the time so much `later`."""
+    return _text(datetime.now(UTC) + later)
 
 
 def utc_text(value: str) -> str:

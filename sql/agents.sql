@@ -1,4 +1,5 @@
 -- A column named "… [json]" goes to the client as it is, one named "… [parsed]" is for the service to look into.
+-- `versions` is what If-Match lets through, as a JSON array; null where any version will do.
 
 -- name: list_agents(tenant_id, after, name, limit, offset)
 -- Agents in the order of their ids; `after` is the id that the previous page ended with, 0 for the first one.
@@ -35,7 +36,8 @@ where tools.tenant_id = :tenant_id and tools.name = :tool_name
     and (:name is null or agents.name = :name);
 
 -- name: get_agent(tenant_id, agent_id)^
-select id, name, role, description, tool_ids as "tool_ids [json]", tools as "tools [json]", created_at, updated_at
+select
+    id, name, role, description, tool_ids as "tool_ids [json]", tools as "tools [json]", created_at, updated_at, version
 from agent_details
 where tenant_id = :tenant_id and id = :agent_id;
 
@@ -63,15 +65,17 @@ insert into agent_ids (tenant_id) values (:tenant_id) returning id;
 insert into agents (id, tenant_id, name, role, description, created_at, updated_at)
 values (:agent_id, :tenant_id, :name, :role, :description, :now, :now);
 
--- name: change_agent(tenant_id, agent_id, name, role, description, now)^
+-- name: change_agent(tenant_id, agent_id, versions, name, role, description, now)^
 -- Null leaves a column as it is. A clock that was set back does not make the change older than the agent.
 update agents
 set
     name = coalesce(:name, name),
     role = coalesce(:role, role),
     description = coalesce(:description, description),
+    version = version + 1,
     updated_at = max(created_at, :now)
 where tenant_id = :tenant_id and id = :agent_id
+    and (:versions is null or version in (select value from json_each(:versions)))
 returning id;
 
 -- name: unknown_tools(tenant_id, tool_ids)
@@ -91,5 +95,8 @@ select :tenant_id, :agent_id, value from json_each(:tool_ids);
 -- name: agent_has_runs(tenant_id, agent_id)$
 select exists (select 1 from runs where tenant_id = :tenant_id and agent_id = :agent_id);
 
--- name: delete_agent(tenant_id, agent_id)^
-delete from agents where tenant_id = :tenant_id and id = :agent_id returning id;
+-- name: delete_agent(tenant_id, agent_id, versions)^
+delete from agents
+where tenant_id = :tenant_id and id = :agent_id
+    and (:versions is null or version in (select value from json_each(:versions)))
+returning id;

@@ -1,3 +1,5 @@
+-- `versions` is what If-Match lets through, as a JSON array; null where any version will do.
+
 -- name: list_tools(tenant_id, after, name, limit, offset)
 -- Tools in the order of their ids; `after` is the id that the previous page ended with, 0 for the first one.
 select id, name, description, created_at, updated_at
@@ -27,31 +29,50 @@ join tools on tools.tenant_id = agent_tools.tenant_id and tools.id = agent_tools
 where agents.tenant_id = :tenant_id and agents.name = :agent_name and (:name is null or tools.name = :name);
 
 -- name: get_tool(tenant_id, tool_id)^
-select id, name, description, created_at, updated_at
+select id, name, description, created_at, updated_at, version
 from tools
 where tenant_id = :tenant_id and id = :tool_id;
 
 -- name: create_tool(tenant_id, name, description, now)^
 insert into tools (tenant_id, name, description, created_at, updated_at)
 values (:tenant_id, :name, :description, :now, :now)
-returning id, name, description, created_at, updated_at;
+returning id, name, description, created_at, updated_at, version;
 
--- name: change_tool(tenant_id, tool_id, name, description, now)^
+-- name: change_tool(tenant_id, tool_id, versions, name, description, now)^
 -- Null leaves a column as it is. A clock that was set back does not make the change older than the tool.
 update tools
-set name = coalesce(:name, name), description = coalesce(:description, description), updated_at = max(created_at, :now)
+set
+    name = coalesce(:name, name),
+    description = coalesce(:description, description),
+    version = version + 1,
+    updated_at = max(created_at, :now)
 where tenant_id = :tenant_id and id = :tool_id
-returning id, name, description, created_at, updated_at;
+    and (:versions is null or version in (select value from json_each(:versions)))
+returning id, name, description, created_at, updated_at, version;
 
--- name: touch_agents_with_tool(tenant_id, tool_id, now)!
+-- name: tool_is_renamed(tenant_id, tool_id, name)!
+-- Its agents show the name, so they have another version; to be run before the tool has its new name.
+update agents
+set version = version + 1
+where tenant_id = :tenant_id
+    and exists (select 1 from tools where tenant_id = :tenant_id and id = :tool_id and name <> :name)
+    and id in (select agent_id from agent_tools where tenant_id = :tenant_id and tool_id = :tool_id);
+
+-- name: tool_is_taken(tenant_id, tool_id, now)!
 -- An agent that loses a tool has changed.
 update agents
-set updated_at = max(created_at, :now)
+set version = version + 1, updated_at = max(created_at, :now)
 where tenant_id = :tenant_id
     and id in (select agent_id from agent_tools where tenant_id = :tenant_id and tool_id = :tool_id);
+
+-- name: tool_exists(tenant_id, tool_id)$
+select exists (select 1 from tools where tenant_id = :tenant_id and id = :tool_id);
 
 -- name: tool_is_used(tenant_id, tool_id)$
 select exists (select 1 from agent_tools where tenant_id = :tenant_id and tool_id = :tool_id);
 
--- name: delete_tool(tenant_id, tool_id)^
-delete from tools where tenant_id = :tenant_id and id = :tool_id returning id;
+-- name: delete_tool(tenant_id, tool_id, versions)^
+delete from tools
+where tenant_id = :tenant_id and id = :tool_id
+    and (:versions is null or version in (select value from json_each(:versions)))
+returning id;

@@ -261,6 +261,7 @@ def test_every_option_reads_a_variable_of_its_name_and_says_so() -> None:
     found = list(options(cli))
     assert {option.name for option in found} == {
         *("host", "port", "database", "rate_limit", "rate_window", "demo", "log_level"),
+        *("wrong_key_limit", "concurrency", "request_timeout"),
         *("tenant", "label"),
     }
     for option in found:

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import pytest
 from yarl import URL
 
-from service.accesslog import AccessLog
 from service.app import make_app
 from service.config import Config
 from service.execution.models import Conversation, ModelRegistry
+from service.logs import AccessLog
 from service.problems import ACCESS_LOG
 from tests.conftest import KEY_A, Client, Serve
 from tests.support.http import Wire

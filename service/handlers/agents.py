@@ -1,12 +1,13 @@
 """Agents: who does the work, and with which tools."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 
 from service.errors import Conflict, Invalid, not_found, quote
 from service.handlers import Answer
 from service.paging import Listing, page
+from service.preconditions import has_changed, lets_through, tagged, versions
 from service.storage.scope import Scope
 from service.storage.units import Row, UniqueViolation, Unit, ask
 from service.times import utc_now
@@ -28,30 +29,29 @@ async def list_agents(
 
 
 async def get_agent(tenant: Scope, agent_id: int) -> Answer:
-    return await tenant.one("get_agent", agent_id=agent_id) or not_found("agent")
+    return tagged(await tenant.one("get_agent", agent_id=agent_id) or not_found("agent"))
 
 
 async def create_agent(tenant: Scope, body: dict[str, Any]) -> Answer:
-    agent = await tenant.write(_create({"tool_ids": []} | body))
-    return agent, 201, {"Location": f"/agents/{agent['id']}"}
+    return await tenant.write(_create({"tool_ids": []} | body))
 
 
-async def replace_agent(tenant: Scope, agent_id: int, body: dict[str, Any]) -> Answer:
-    return await tenant.write(_change(agent_id, {"tool_ids": []} | body))
+async def replace_agent(tenant: Scope, agent_id: int, body: dict[str, Any], if_match: str | None) -> Answer:
+    return await change_agent(tenant, agent_id, {"tool_ids": []} | body, if_match)
 
 
-async def change_agent(tenant: Scope, agent_id: int, body: dict[str, Any]) -> Answer:
+async def change_agent(tenant: Scope, agent_id: int, body: dict[str, Any], if_match: str | None) -> Answer:
     if not body:
-        return await get_agent(tenant, agent_id)
-    return await tenant.write(_change(agent_id, body))
+        return tagged(await tenant.read(_unchanged(agent_id, versions(if_match))))
+    return tagged(await tenant.write(_change(agent_id, body, versions(if_match))))
 
 
-async def delete_agent(tenant: Scope, agent_id: int, if_unused: bool) -> Answer:
-    await tenant.write(_delete(agent_id, if_unused))
+async def delete_agent(tenant: Scope, agent_id: int, if_unused: bool, if_match: str | None) -> Answer:
+    await tenant.write(_delete(agent_id, if_unused, versions(if_match)))
     return None, 204
 
 
-def _create(body: dict[str, Any]) -> Unit[Row]:
+def _create(body: dict[str, Any]) -> Unit[Answer]:
     agent_id = yield ask("create_agent_id")
     texts = {field: body[field] for field in ("name", "role", "description")}
     try:
@@ -59,18 +59,24 @@ def _create(body: dict[str, Any]) -> Unit[Row]:
     except UniqueViolation:
         raise _taken(body["name"]) from None
     yield from _link(agent_id, body["tool_ids"])
-    agent: Row = yield ask("get_agent", agent_id=agent_id)
-    return agent
+    agent = yield ask("get_agent", agent_id=agent_id)
+    return tagged(agent, 201, {"Location": f"/agents/{agent_id}"})
 
 
-def _change(agent_id: int, body: dict[str, Any]) -> Unit[Row]:
+def _unchanged(agent_id: int, wanted: str | None) -> Unit[Row]:
+    agent: Row = (yield ask("get_agent", agent_id=agent_id)) or not_found("agent")
+    return agent if lets_through(wanted, agent) else has_changed("agent")
+
+
+def _change(agent_id: int, body: dict[str, Any], wanted: str | None) -> Unit[Row]:
     """Changes what `body` holds; a field that it lacks stays. `tool_ids` replaces the whole list, None empties it."""
     texts = {field: body.get(field) for field in ("name", "role", "description")}
     try:
-        if not (yield ask("change_agent", agent_id=agent_id, **texts, now=utc_now())):
-            not_found("agent")
+        changed = yield ask("change_agent", agent_id=agent_id, versions=wanted, **texts, now=utc_now())
     except UniqueViolation:
         raise _taken(body["name"]) from None
+    if not changed:
+        yield from _refuse(agent_id)
     if "tool_ids" in body:
         yield ask("drop_agent_tools", agent_id=agent_id)
         yield from _link(agent_id, body["tool_ids"] or [])
@@ -94,13 +100,21 @@ def _link(agent_id: int, tool_ids: list[int]) -> Unit[None]:
     yield ask("add_agent_tools", agent_id=agent_id, tool_ids=ids)
 
 
-def _delete(agent_id: int, if_unused: bool) -> Unit[None]:
+def _delete(agent_id: int, if_unused: bool, wanted: str | None) -> Unit[None]:
     # an agent that is gone has runs still: is it there comes first, so that the answer is the same 404 as ever
     if not (yield ask("agent_exists", agent_id=agent_id)):
         not_found("agent")
     if if_unused and (yield ask("agent_has_runs", agent_id=agent_id)):
         raise Conflict("The agent has runs.")
-    yield ask("delete_agent", agent_id=agent_id)
+    if not (yield ask("delete_agent", agent_id=agent_id, versions=wanted)):
+        yield from _refuse(agent_id)
+
+
+def _refuse(agent_id: int) -> Unit[NoReturn]:
+    """Says why a statement found no agent to write."""
+    if (yield ask("agent_exists", agent_id=agent_id)):
+        has_changed("agent")
+    not_found("agent")
 
 
 def _taken(name: str) -> Conflict:

@@ -16,7 +16,7 @@ from service.handlers import Answer
 from service.limiter import FixedWindow
 from service.paging import LARGEST_ID, Listing, page
 from service.storage.scope import Scope
-from service.storage.units import Row, ask
+from service.storage.units import Row, Unit, ask
 from service.times import utc_now
 
 
@@ -41,9 +41,7 @@ async def run_agent(
     # no transaction is open while the model thinks
     outcome = await run(agent, task, model, models.adapter(model), tool_executor)
     duration_ms = round((time.monotonic() - began) * 1000)
-    kept = _run(agent, task, model, outcome, created_at, duration_ms)
-    kept |= await tenant.one("create_run", **_columns(kept)) or {}
-    return kept, 200, {"Content-Location": f"/runs/{kept['id']}"}
+    return await tenant.write(_store(_run(agent, task, model, outcome, created_at, duration_ms)))
 
 
 async def get_run(tenant: Scope, run_id: int) -> Answer:
@@ -128,12 +126,17 @@ def _run(agent: Agent, task: str, model: str, outcome: Outcome, created_at: str,
     }
 
 
-def _columns(kept: Row) -> Row:
+def _store(done: Row) -> Unit[Answer]:
+    done |= yield ask("create_run", **_columns(done))
+    return done, 200, {"Content-Location": f"/runs/{done['id']}"}
+
+
+def _columns(done: Row) -> Row:
     """The same run as the table has it: lists and objects as JSON, the token counts in columns of their own."""
     return {
-        **{name: value for name, value in kept.items() if name not in ("id", "usage")},
-        "error": None if kept["error"] is None else orjson.dumps(kept["error"]).decode(),
-        "steps": orjson.dumps(kept["steps"]).decode(),
-        "prompt_tokens": kept["usage"]["prompt_tokens"],
-        "completion_tokens": kept["usage"]["completion_tokens"],
+        **{name: value for name, value in done.items() if name not in ("id", "usage")},
+        "error": None if done["error"] is None else orjson.dumps(done["error"]).decode(),
+        "steps": orjson.dumps(done["steps"]).decode(),
+        "prompt_tokens": done["usage"]["prompt_tokens"],
+        "completion_tokens": done["usage"]["completion_tokens"],
     }

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from service import __version__
 from service.execution.models import ModelRegistry
+from service.gate import Gate
 from service.handlers import Answer
 from service.storage.scope import Scope
 
@@ -22,7 +23,8 @@ async def get_health() -> Answer:
     return {"status": "ok"}
 
 
-async def get_readiness(check_storage: Callable[[], Awaitable[None]]) -> Answer:
+async def get_readiness(check_storage: Callable[[], Awaitable[None]], gate: Gate) -> Answer:
+    gate.refuse_if_draining()
     await check_storage()
     return {"status": "ready"}
 

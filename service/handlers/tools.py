@@ -1,10 +1,11 @@
 """Tools: what agents can call."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from service.errors import Conflict, not_found, quote
 from service.handlers import Answer
 from service.paging import Listing, page
+from service.preconditions import has_changed, lets_through, tagged, versions
 from service.storage.scope import Scope
 from service.storage.units import Row, UniqueViolation, Unit, ask
 from service.times import utc_now
@@ -26,47 +27,65 @@ async def list_tools(
 
 
 async def get_tool(tenant: Scope, tool_id: int) -> Answer:
-    return await tenant.one("get_tool", tool_id=tool_id) or not_found("tool")
+    return tagged(await tenant.one("get_tool", tool_id=tool_id) or not_found("tool"))
 
 
 async def create_tool(tenant: Scope, body: dict[str, Any]) -> Answer:
-    tool = await tenant.write(_create(body))
-    return tool, 201, {"Location": f"/tools/{tool['id']}"}
+    return await tenant.write(_create(body))
 
 
-async def replace_tool(tenant: Scope, tool_id: int, body: dict[str, Any]) -> Answer:
-    return await change_tool(tenant, tool_id, body)
+async def replace_tool(tenant: Scope, tool_id: int, body: dict[str, Any], if_match: str | None) -> Answer:
+    return await change_tool(tenant, tool_id, body, if_match)
 
 
-async def change_tool(tenant: Scope, tool_id: int, body: dict[str, Any]) -> Answer:
+async def change_tool(tenant: Scope, tool_id: int, body: dict[str, Any], if_match: str | None) -> Answer:
     if not body:
-        return await get_tool(tenant, tool_id)
-    changes = {"name": None, "description": None} | body
-    try:
-        return await tenant.one("change_tool", tool_id=tool_id, **changes, now=utc_now()) or not_found("tool")
-    except UniqueViolation:
-        raise _taken(body["name"]) from None
+        return tagged(await tenant.read(_unchanged(tool_id, versions(if_match))))
+    return tagged(await tenant.write(_change(tool_id, body, versions(if_match))))
 
 
-async def delete_tool(tenant: Scope, tool_id: int, if_unused: bool) -> Answer:
-    await tenant.write(_delete(tool_id, if_unused))
+async def delete_tool(tenant: Scope, tool_id: int, if_unused: bool, if_match: str | None) -> Answer:
+    await tenant.write(_delete(tool_id, if_unused, versions(if_match)))
     return None, 204
 
 
-def _create(body: dict[str, Any]) -> Unit[Row]:
+def _create(body: dict[str, Any]) -> Unit[Answer]:
     try:
-        tool: Row = yield ask("create_tool", **body, now=utc_now())
+        tool = yield ask("create_tool", **body, now=utc_now())
     except UniqueViolation:
         raise _taken(body["name"]) from None
-    return tool
+    return tagged(tool, 201, {"Location": f"/tools/{tool['id']}"})
 
 
-def _delete(tool_id: int, if_unused: bool) -> Unit[Row]:
+def _unchanged(tool_id: int, wanted: str | None) -> Unit[Row]:
+    tool: Row = (yield ask("get_tool", tool_id=tool_id)) or not_found("tool")
+    return tool if lets_through(wanted, tool) else has_changed("tool")
+
+
+def _change(tool_id: int, body: dict[str, Any], wanted: str | None) -> Unit[Row]:
+    changes = {"name": None, "description": None} | body
+    if "name" in body:
+        yield ask("tool_is_renamed", tool_id=tool_id, name=body["name"])
+    try:
+        tool: Row | None = yield ask("change_tool", tool_id=tool_id, versions=wanted, **changes, now=utc_now())
+    except UniqueViolation:
+        raise _taken(body["name"]) from None
+    return tool or (yield from _refuse(tool_id))
+
+
+def _delete(tool_id: int, if_unused: bool, wanted: str | None) -> Unit[None]:
     if if_unused and (yield ask("tool_is_used", tool_id=tool_id)):
         raise Conflict("An agent has this tool.")
-    yield ask("touch_agents_with_tool", tool_id=tool_id, now=utc_now())
-    deleted: Row | None = yield ask("delete_tool", tool_id=tool_id)
-    return deleted or not_found("tool")
+    yield ask("tool_is_taken", tool_id=tool_id, now=utc_now())
+    if not (yield ask("delete_tool", tool_id=tool_id, versions=wanted)):
+        yield from _refuse(tool_id)
+
+
+def _refuse(tool_id: int) -> Unit[NoReturn]:
+    """Says why a statement found no tool to write."""
+    if (yield ask("tool_exists", tool_id=tool_id)):
+        has_changed("tool")
+    not_found("tool")
 
 
 def _taken(name: str) -> Conflict:

@@ -101,7 +101,7 @@ def check(database: Path, folder: Path, *, complete: bool = True) -> list[str]:
 
 def known_migrations(folder: Path) -> frozenset[str]:
     """The ids of the migrations that this version has."""
-    return frozenset(file.stem for file in folder.glob("*.sql") if not file.stem.endswith(".rollback"))
+    return frozenset(file.stem for file in folder.glob("[0-9]*") if not file.stem.endswith(".rollback"))
 
 
 def roll_back(database: Path, folder: Path) -> list[str]:

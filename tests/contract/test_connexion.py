@@ -17,6 +17,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from service.contract import build_app
+from service.gate import Gate
+from service.limiter import wrong_keys
 from service.problems import answer_the_rest
 from service.state import STATE
 
@@ -105,7 +107,9 @@ class Keys:
 async def ours() -> AsyncIterator[TestClient]:
     app = build_app(small_spec("service.contract.authenticate"))
     answer_the_rest(app)
-    app[STATE] = SimpleNamespace(authenticator=Keys())  # type: ignore[misc]  # the one part that is asked for
+    # the parts that are asked for
+    parts = SimpleNamespace(authenticator=Keys(), wrong_keys=wrong_keys(60), gate=Gate(10), request_timeout=1)
+    app[STATE] = parts  # type: ignore[misc]  # no whole State
     async with TestClient(TestServer(app)) as client:
         yield client
 

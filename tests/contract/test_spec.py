@@ -24,6 +24,18 @@ IDS = [f"{method} {path}" for method, path, _ in OPERATIONS]
 OPEN = {"/", "/health", "/ready"}
 
 
+# which requests can be repeated, and which ask for a version
+CONDITIONAL = {
+    **{("post", path): {"Idempotency-Key"} for path in ("/tool", "/agent", "/agents/{agent_id}/run")},
+    **{("get", path): {"If-None-Match"} for path in ("/tools/{tool_id}", "/agents/{agent_id}")},
+    **{
+        (method, path): {"If-Match"}
+        for method in ("put", "patch", "delete")
+        for path in ("/tools/{tool_id}", "/agents/{agent_id}")
+    },
+}
+
+
 def schemas(node: Any, where: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every schema object with a type, wherever it stands in the spec."""
     if isinstance(node, dict):
@@ -85,14 +97,18 @@ def test_each_operation_is_complete(method: str, path: str, operation: dict[str,
     assert len(operation["tags"]) == 1
     assert operation["tags"][0] in [tag["name"] for tag in CONTRACT.spec["tags"]]
     assert operation["security"] == ([] if path in OPEN else [{"api_key": []}])
-    expected = {"400", "500"} | (set() if path in OPEN else {"401", "503"}) | ({"503"} if path == "/ready" else set())
+    expected = {"400", "500"} | (set() if path in OPEN else {"401", "429", "503"}) | ({"503"} if path == "/ready" else set())
     if "{" in path:
         expected.add("404")
     if "requestBody" in operation:
-        expected |= {"413", "415"}
+        expected |= {"408", "413", "415"}
         assert operation["requestBody"]["required"] is True
     assert expected <= set(operation["responses"])
-    success = [status for status in operation["responses"] if status < "400"]
+    headers = {parameter["name"] for parameter in CONTRACT.parameters(path, operation) if parameter["in"] == "header"}
+    assert headers == CONDITIONAL.get((method, path.rstrip("s")), set())
+    for header in headers:
+        expected |= {"Idempotency-Key": {"409", "422"}, "If-Match": {"412"}, "If-None-Match": {"304"}}[header]
+    success = [status for status in operation["responses"] if status < "300"]
     assert len(success) == 1
     # Connexion takes the first response's media type as the default
     assert next(iter(operation["responses"])) == success[0]

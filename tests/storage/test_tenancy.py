@@ -48,6 +48,18 @@ THEIRS: dict[str, Any] = {
     "completion_tokens": 1,
     "created_at": NOW,
     "duration_ms": 1,
+    "versions": "[1]",
+    "idempotency_key": SECRET,
+    "fingerprint": "0" * 64,
+    "headers": "{}",
+    "body": "b",
+    "expired": "",
+}
+# where another value reaches more
+FURTHER: dict[str, dict[str, Any]] = {
+    "forget_kept_answers": {"expired": "9999"},
+    "keep_answer": {"expired": "9999", "status": 200},
+    "tool_is_renamed": {"name": "another"},
 }
 
 
@@ -62,13 +74,15 @@ async def plant(tenant: Scope) -> None:
         run = {"task", "model", "status", "prompt", "response", "error", "steps", "prompt_tokens", "completion_tokens"}
         values = {name: THEIRS[name] for name in (*run, "created_at", "duration_ms")}
         yield ask("create_run", agent_id=agent_id, agent_name=f"{SECRET} agent", **(values | {"task": SECRET}))
+        kept = {name: THEIRS[name] for name in ("idempotency_key", "fingerprint", "headers", "now", "expired")}
+        yield ask("keep_answer", **kept, status=200, body=SECRET)
 
     await tenant.write(unit())
 
 
 def everything_of(path: Path, tenant_id: str) -> dict[str, list[tuple[Any, ...]]]:
     """All rows of the tenant, table by table, read beside the service."""
-    tables = ("tools", "agent_ids", "agents", "agent_tools", "runs", "run_counts")
+    tables = ("tools", "agent_ids", "agents", "agent_tools", "runs", "run_counts", "kept_answers")
     with closing(sqlite3.connect(path)) as connection:
         return {
             table: connection.execute(f"select * from {table} where tenant_id = ? order by 1, 2", (tenant_id,)).fetchall()
@@ -77,7 +91,8 @@ def everything_of(path: Path, tenant_id: str) -> dict[str, list[tuple[Any, ...]]
 
 
 async def run_query(tenant: Scope, name: str) -> Any:
-    parameters = {each: THEIRS[each] for each in QUERIES[name].parameters if each != "tenant_id"}
+    values = THEIRS | FURTHER.get(name, {})
+    parameters = {each: values[each] for each in QUERIES[name].parameters if each != "tenant_id"}
 
     def unit() -> Any:
         return (yield ask(name, **parameters))
@@ -174,6 +189,9 @@ async def test_lock_4_no_query_reaches_another_tenant(name: str, tenants: tuple[
     if name in ("create_tool", "create_agent_id"):
         # b makes things of its own, under ids of its own
         assert (answer["id"] if name == "create_tool" else answer) > 1
+    elif name == "keep_answer":
+        # under the same key, and beside a's
+        assert answer == 1
     elif name == "unknown_tools":
         assert answer == [{"position": 0, "tool_id": 1}]
     else:

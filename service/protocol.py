@@ -1,0 +1,129 @@
+"""One connection: aiohttp's HTTP protocol, with problems for what is no HTTP, and an end for what is too slow."""
+
+import asyncio
+import logging
+from typing import Any
+
+from aiohttp import web
+from aiohttp.client_exceptions import ClientPayloadError
+from aiohttp.http_exceptions import ContentEncodingError, PayloadEncodingError
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
+from aiohttp.web_request import BaseRequest
+
+from service.errors import Crash, Malformed, NotFound, Problem, RequestTimeout, UnsupportedMediaType
+from service.logs import whereabouts
+from service.problems import new_request_id, problem_response
+
+_log = logging.getLogger(__name__)
+
+
+class Protocol(RequestHandler):
+    """What is not even HTTP, or finds no route at all, is answered as a problem too.
+
+    It also knows since when a request has been arriving, and since when an answer has been waiting for its client, so that
+    the server can cut off who is too slow.
+    """
+
+    # since when, on the loop's clock, the head of a request has been arriving; None while none is
+    _arriving: float | None = None
+    _has_sent = False
+    # how much the client has not taken yet, in bytes, and since when it has taken none of it
+    _unsent = (0, 0.0)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # who opens a connection is expected to say something
+        self._arriving = self._loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        is_awaited = self._waiter is not None
+        self._has_sent = True
+        super().data_received(data)
+        if self._messages:
+            self._arriving = None
+            if self._request_in_progress and isinstance(self._messages[-1][0], _ErrInfo):
+                self._break_body()
+        elif is_awaited and self._arriving is None:
+            self._arriving = self._loop.time()
+
+    def _break_body(self) -> None:
+        """Tells the request whose body is being read that it is broken: aiohttp would tell the next one."""
+        if self._current_request is not None and not self._current_request.content.is_eof():
+            self._messages.pop()
+            self._current_request.content.set_exception(RequestPayloadError("The body is broken."))
+            self.close()
+
+    def cut_off_if_slow(self, patience: float) -> None:
+        """Ends the connection where its client has let it wait for longer than `patience` seconds.
+
+        A request whose head does not arrive is answered with 408; an answer that is not taken is thrown away.
+        """
+        now, transport, waiter = self._loop.time(), self.transport, self._waiter
+        if transport is None:
+            return
+        if self._arriving is not None and now - self._arriving > patience and waiter is not None and not waiter.done():
+            self._refuse_head(waiter, patience)
+        unsent = transport.get_write_buffer_size()
+        if not 0 < self._unsent[0] <= unsent:
+            self._unsent = (unsent, now)
+        elif now - self._unsent[1] > patience:
+            transport.abort()
+
+    def _refuse_head(self, waiter: asyncio.Future[None], patience: float) -> None:
+        self._arriving = None
+        if not self._has_sent:
+            self.force_close()
+            return
+        error = RequestTimeout(f"The head of the request did not arrive within {patience:g} seconds.")
+        self._messages.append((_ErrInfo(status=error.status, exc=error, message=""), EMPTY_PAYLOAD))
+        waiter.set_result(None)
+
+    async def finish_response(
+        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        # CONNECT, `OPTIONS *` and a URL without a path match no route, not even that of unknown paths
+        if not resp.prepared and "X-Request-ID" not in resp.headers:
+            problem = NotFound("There is nothing at this path.")
+            resp = problem_response(problem, request.rel_url.raw_path, new_request_id())
+        return await super().finish_response(request, resp, start_time)
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("The answer has begun; it can only be cut off.")
+        request_id = new_request_id()
+        problem: Problem
+        if isinstance(exc, Problem):
+            problem = exc
+        elif isinstance(exc, ContentEncodingError):
+            problem = UnsupportedMediaType("The body is in a content coding that this service does not take.")
+        elif status < 500:
+            problem = Malformed("The request is not HTTP that this service understands.")
+        else:
+            problem = Crash("The service failed; the request id finds the cause in its log.")
+        if status < 500:
+            _log.info("%s: a request was refused unread (%s).", request_id, type(exc).__name__)
+        else:
+            _log.error("%s: the request failed outside of the application: %s", request_id, whereabouts(exc))
+        response = problem_response(problem, "", request_id)
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        error = kw.get("exc_info")
+        # the rest of a body that is broken, thrown away behind an answer: the client's affair
+        if not isinstance(error, (PayloadEncodingError, RequestPayloadError, ClientPayloadError)):
+            _log.error("A connection failed: %s", whereabouts(error))
+
+
+class Server(web.Server):
+    """aiohttp's server with our protocol."""
+
+    def __call__(self) -> RequestHandler:
+        return Protocol(self, loop=self._loop, **self._kwargs)
