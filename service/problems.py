@@ -29,6 +29,7 @@ ANSWER_HEADERS = web.RequestKey("ANSWER_HEADERS", dict[str, str])
 SAFE_HEADERS = {
     "Server": "agent-platform",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",

@@ -1,6 +1,7 @@
 """Fixtures: a fresh service for each test, and a client that holds every answer against openapi.yaml."""
 
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from service.config import Config
 from service.server import Runner
 from tests.support.contract import Contract
 from tests.support.database import migrated
+from tests.support.secrets import LeakFinder
 
 KEY_A = {"X-API-Key": "key_tenant_a"}
 KEY_B = {"X-API-Key": "key_tenant_b"}
@@ -24,7 +26,7 @@ class Server(TestServer):
     """aiohttp's test server, run by the runner that `serve` uses."""
 
     async def _make_runner(self, **kwargs: Any) -> Runner:
-        return Runner(self.app, **kwargs)
+        return Runner(self.app, access_log=None, **kwargs)
 
 
 class Client(TestClient):
@@ -46,6 +48,19 @@ class Client(TestClient):
         body = await response.read()
         assert response.status < 300, body
         return json.loads(body) if body else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def leaks() -> Iterator[LeakFinder]:
+    """Searches what the whole suite logs, at every level, for keys, bodies and prompts; a find fails the run at its end."""
+    finder, root = LeakFinder(), logging.getLogger()
+    level = root.level
+    root.addHandler(finder)
+    root.setLevel(logging.DEBUG)
+    yield finder
+    root.removeHandler(finder)
+    root.setLevel(level)
+    assert finder.found == []
 
 
 @pytest.fixture(scope="session", autouse=True)

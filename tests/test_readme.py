@@ -62,12 +62,17 @@ def test_the_tour_can_be_pasted_and_answers_what_it_shows(service: Service) -> N
             assert as_shown(answers[-1]) == text.strip()
             shown += 1
     assert shown == 5
-    assert len(answers) == 10
-    history, found, rate, deleted = answers[3], answers[4], answers[8], answers[9]
+    assert len(answers) == 12
+    history, found, updates, retries, rate, deleted = (answers[number] for number in (3, 4, 5, 9, 10, 11))
     assert history.count('"id":1,"agent_id":1') == 3
     assert found.count('"name":"web-search"') == 2
-    assert json.loads(answers[6])["rule"] == "ignore_instructions"
-    assert rate.split()[:5] == ["200", "200", "200", "200", "429"]
+    assert updates.split() == ["412", "200"]
+    assert re.sub(r"t=\d+", "t=…", retries).split() == [
+        *("Content-Location:", "/runs/2", "RateLimit:", '"run";r=3;t=…'),
+        *("Content-Location:", "/runs/2", "Idempotency-Replayed:", "true", "RateLimit:", '"run";r=3;t=…'),
+    ]
+    assert json.loads(answers[7])["rule"] == "ignore_instructions"
+    assert rate.split()[:4] == ["200", "200", "200", "429"]
     assert "Retry-After:" in rate
     assert '"status":409' in deleted
     assert "204" in deleted

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiosqlite
 import orjson
@@ -277,8 +277,18 @@ async def _on_thread(connection: aiosqlite.Connection, work: Callable[[sqlite3.C
     aiosqlite offers only single statements in public; a transaction spread over several of them could be cut by a
     cancelled request. The version is pinned, and a test holds that the method is there.
     """
-    result: T = await connection._execute(lambda: work(connection._conn))  # type: ignore[no-untyped-call]  # private
-    return result
+
+    def run() -> tuple[T | None, Exception | None]:
+        # aiosqlite logs what it sees raised, and what a unit raises may quote its client
+        try:
+            return work(connection._conn), None
+        except Exception as error:
+            return None, error
+
+    result, error = await connection._execute(run)  # type: ignore[no-untyped-call]  # private
+    if error is not None:
+        raise error
+    return cast(T, result)
 
 
 def _within_savepoint(connection: sqlite3.Connection, job: _Job) -> Any:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.conftest import KEY_A, KEY_B, Client
+from tests.support.secrets import PLANTED
 
 JSON = dict[str, Any]
 Headers = Mapping[str, str] | Sequence[tuple[str, str]]
 
 TOOL = {"name": "search", "description": "Search the web"}
-AGENT = {"name": "runner", "role": "Assistant", "description": "Runs errands"}
+AGENT = {"name": "runner", "role": "Assistant", "description": f"Runs errands {PLANTED}"}
 MERGE_PATCH = {"Content-Type": "application/merge-patch+json"}
 PROBLEM = "application/problem+json"
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from tests.support.secrets import leaks
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,7 +24,19 @@ class Service:
 
     def __init__(self, database: Path, *options: str) -> None:
         self.database = database
-        command = [sys.executable, "-m", "service", "serve", "--port", "0", "--database", str(database), *options]
+        at_length = () if "--log-level" in options else ("--log-level", "debug")
+        command = [
+            sys.executable,
+            "-m",
+            "service",
+            "serve",
+            "--port",
+            "0",
+            "--database",
+            str(database),
+            *at_length,
+            *options,
+        ]
         self.log = database.with_suffix(".log")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=clean_environment())
@@ -47,3 +61,4 @@ class Service:
         assert self.process.stdout is not None
         self.process.stdout.close()
         assert code == 0, self.log.read_text()
+        assert leaks(self.log.read_text()) == []
