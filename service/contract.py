@@ -25,7 +25,7 @@ from connexion.operations import OpenAPIOperation
 from service.errors import Invalid, Malformed, RequestTimeout, Unauthorized, UnsupportedMediaType, cut
 from service.idempotency import Rendered, fingerprint, key_of
 from service.preconditions import is_known
-from service.problems import ANSWER_HEADERS, LARGEST_BODY, Handler, answering, nothing_yet
+from service.problems import ANSWER_HEADERS, LARGEST_BODY, Handler, answering, nothing_yet, safe_headers
 from service.state import STATE, State
 from service.storage.scope import Scope
 from service.validation import MOST_PLACES, Parameter, Places, Schema, Validator, strict_json
@@ -124,12 +124,11 @@ def render(answer: Any) -> Rendered:
 
 def respond(rendered: Rendered, http: web.Request) -> web.Response:
     """The response; without its body where the client has it (If-None-Match)."""
-    headers = rendered.headers
+    headers = safe_headers(rendered.headers)
     if etag := headers.get("ETag"):
         # its client may keep it, and asks each time whether it still holds
-        headers = headers | {"Cache-Control": "private, no-cache"}
-        known = http.headers.getall("If-None-Match", ())
-        if known and http.method in ("GET", "HEAD") and is_known(", ".join(known), etag):
+        headers["Cache-Control"] = "private, no-cache"
+        if "If-None-Match" in http.headers and http.method in ("GET", "HEAD") and is_known(http.headers, etag):
             return web.Response(status=304, headers=headers)
     if not rendered.body:
         return web.Response(status=rendered.status, headers=headers)
@@ -143,7 +142,8 @@ class Endpoint:
         defined = {place: [p for p in operation.parameters if p["in"] == place] for place in ("path", "query", "header")}
         self._path = {parameter["name"]: Parameter(parameter) for parameter in defined["path"]}
         self._query = {parameter["name"]: Parameter(parameter) for parameter in defined["query"]}
-        self._headers = {parameter["name"]: Parameter(parameter) for parameter in defined["header"]}
+        self._headers = [(p["name"], p["name"].lower().replace("-", "_"), Parameter(p)) for p in defined["header"]]
+        self._repeatable = any(name == "Idempotency-Key" for name, _, _ in self._headers)
         self._body = _Body(operation) if operation.request_body else None
         self._authenticate = operation.authenticate
         self._rate_limited = operation.rate_limited
@@ -163,19 +163,15 @@ class Endpoint:
             return respond(render(await self._handler(**await self._arguments(http, None, state))), http)
         with state.gate:
             tenant = await self._authenticate(http)
-            if not self._rate_limited:
-                return await self._answer(http, tenant, state)
             try:
-                return await self._answer(http, tenant, state)
+                if self._repeatable and "Idempotency-Key" in http.headers:
+                    return await self._answer_once(http, tenant, state)
+                if self._rate_limited:
+                    state.limiter.check(tenant.tenant_id)
+                return respond(render(await self._handler(**await self._arguments(http, tenant, state))), http)
             finally:
-                http[ANSWER_HEADERS] = state.limiter.headers(tenant.tenant_id)
-
-    async def _answer(self, http: web.Request, tenant: Scope, state: State) -> web.Response:
-        if "Idempotency-Key" in self._headers and "Idempotency-Key" in http.headers:
-            return await self._answer_once(http, tenant, state)
-        if self._rate_limited:
-            state.limiter.check(tenant.tenant_id)
-        return respond(render(await self._handler(**await self._arguments(http, tenant, state))), http)
+                if self._rate_limited:
+                    http[ANSWER_HEADERS] = state.limiter.headers(tenant.tenant_id)
 
     async def _answer_once(self, http: web.Request, tenant: Scope, state: State) -> web.Response:
         """The answer to a request with an Idempotency-Key: only what it has not had before is done, and counted."""
@@ -200,11 +196,10 @@ class Endpoint:
         arguments = {name: parameter.parse(matched[name], errors) for name, parameter in self._path.items()}
         if self._query or raw_query:
             arguments.update(self._parse_query(raw_query, errors))
-        for name, parameter in self._headers.items():
+        for name, argument, parameter in self._headers:
             # a header in several lines is one list (RFC 9110 section 5.3)
-            given = http.headers.getall(name, None)
-            value = None if given is None else parameter.parse(", ".join(given), errors)
-            if (argument := name.lower().replace("-", "_")) in self._wanted:
+            value = parameter.parse(", ".join(http.headers.getall(name)), errors) if name in http.headers else None
+            if argument in self._wanted:
                 arguments[argument] = value
         if self._body is not None:
             arguments["body"] = await self._body.read(http, state, errors)

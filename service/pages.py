@@ -10,13 +10,21 @@ import orjson
 from aiohttp import web
 from swagger_ui_bundle import swagger_ui_path
 
-from service.problems import Handler, answering, nothing_yet
+from service.problems import Handler, answering, nothing_yet, safe_headers
 
 # the browser itself holds the pages to what they promise: no request leaves for another host
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; font-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": _POLICY,
+    # what a reader of the documentation follows a link to need not know where it stood
+    "Referrer-Policy": "no-referrer",
+    # for scanners and old browsers; frame-ancestors says the same
+    "X-Frame-Options": "DENY",
+}
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -83,13 +91,12 @@ def _bytes(body: bytes, content_type: str) -> Handler:
 
     async def serve(request: web.Request) -> web.StreamResponse:
         known = request.if_none_match or ()
+        headers = safe_headers(_HEADERS)
         if any(tag.value in (etag, "*") for tag in known):
-            response = web.Response(status=304)
+            response = web.Response(status=304, headers=headers)
         else:
-            response = web.Response(body=body, content_type=content_type, charset=charset)
+            response = web.Response(body=body, content_type=content_type, charset=charset, headers=headers)
         response.etag = etag
-        response.headers["Cache-Control"] = "no-cache"
-        response.headers["Content-Security-Policy"] = _POLICY
         return response
 
     return serve

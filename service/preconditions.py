@@ -4,6 +4,7 @@ import re
 from typing import NoReturn
 
 import orjson
+from multidict import CIMultiDictProxy
 
 from service.errors import PreconditionFailed
 from service.handlers import Answer
@@ -15,8 +16,8 @@ _VERSION = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
 
 def tagged(row: Row, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
     """The answer that shows `row`, its version as a strong ETag and not in the body."""
-    shown = {name: value for name, value in row.items() if name != "version"}
-    return shown, status, {"ETag": f'"{row["version"]}"', **(headers or {})}
+    etag = f'"{row.pop("version")}"'
+    return row, status, {"ETag": etag, **(headers or {})}
 
 
 def versions(if_match: str | None) -> str | None:
@@ -35,8 +36,9 @@ def lets_through(versions: str | None, row: Row) -> bool:
     return versions is None or row["version"] in orjson.loads(versions)
 
 
-def is_known(if_none_match: str, etag: str) -> bool:
+def is_known(headers: CIMultiDictProxy[str], etag: str) -> bool:
     """Does If-None-Match name the answer's ETag? The comparison is the weak one."""
+    if_none_match = ", ".join(headers.getall("If-None-Match"))
     return if_none_match == "*" or etag.strip('"') in (opaque for _, opaque in _TAG.findall(if_none_match))
 
 

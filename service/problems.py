@@ -8,12 +8,13 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
 from aiohttp import web
 from aiohttp.client_exceptions import ClientPayloadError
+from multidict import CIMultiDict
 
 from service.errors import Crash, Malformed, MethodNotAllowed, NotFound, Problem, TooLarge, cut
 from service.logs import AccessLog, whereabouts
@@ -25,15 +26,15 @@ LARGEST_BODY = 2**20
 # what contract.py found out about the answer before it knew the answer
 ANSWER_HEADERS = web.RequestKey("ANSWER_HEADERS", dict[str, str])
 # what every answer has unless it says otherwise (OWASP REST Security Cheat Sheet): it is of the type that it says, loads
-# nothing, is shown in nothing and kept by nobody; and aiohttp would name itself, Python and the version of each
-SAFE_HEADERS = {
-    "Server": "agent-platform",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+# nothing, is shown in no frame and kept by nobody; and aiohttp would name itself, Python and the version of each
+_SAFE = CIMultiDict(
+    {
+        "Server": "agent-platform",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Cache-Control": "no-store",
+    }
+)
 # where each answer is noted; nowhere unless it is set
 ACCESS_LOG = web.AppKey("ACCESS_LOG", AccessLog)
 
@@ -41,6 +42,13 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _PROCESS = secrets.token_hex(10)
 _COUNT = itertools.count()
 _log = logging.getLogger(__name__)
+
+
+def safe_headers(more: Mapping[str, str]) -> CIMultiDict[str]:
+    """The headers that every answer has, and `more`, which may say otherwise."""
+    headers = _SAFE.copy()
+    headers.update(more)
+    return headers
 
 
 def answering(handler: Handler) -> Handler:
@@ -58,18 +66,17 @@ def answering(handler: Handler) -> Handler:
             response = problem_response(_meant(error, request_id), request.rel_url.raw_path, request_id)
         headers = response.headers
         headers["X-Request-ID"] = request_id
-        for name, value in SAFE_HEADERS.items():
-            headers.setdefault(name, value)
         if more := request.get(ANSWER_HEADERS):
             headers.update(more)
-        state = request.app.get(STATE)
+        app = request.app
+        state = app.get(STATE)
         if state is not None and state.gate.draining:
             # the next request is for another process
             response.force_close()
         elif "Expect" in request.headers and not request.content.is_eof():
             # a body that was announced and not asked for may come or not: what follows could not be told from it
             response.force_close()
-        log = request.app.get(ACCESS_LOG)
+        log = app.get(ACCESS_LOG)
         if log is not None:
             took = (time.perf_counter() - began) * 1000
             log.write(f"{request.method} {cut(request.rel_url.raw_path)} {response.status} {took:.1f}ms {request_id}")
@@ -120,7 +127,7 @@ def problem_response(problem: Problem, path: str, request_id: str) -> web.Respon
     return web.Response(
         body=orjson.dumps(body),
         status=problem.status,
-        headers={**SAFE_HEADERS, **problem.headers, "X-Request-ID": request_id},
+        headers=safe_headers({**problem.headers, "X-Request-ID": request_id}),
         content_type="application/problem+json",
     )
 
