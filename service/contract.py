@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import connexion
 import orjson
 import yaml
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from connexion.apis.aiohttp_api import AioHttpApi
 from connexion.operations import OpenAPIOperation
 
@@ -148,6 +148,7 @@ class Endpoint:
         self._authenticate = operation.authenticate
         self._rate_limited = operation.rate_limited
         self._handler = operation.handler
+        self._name = operation.operation_id
         self._wanted = inspect.signature(self._handler).parameters
         self._wants_tenant = "tenant" in self._wanted
         self._state_fields = tuple(name for name in self._wanted if name in State.__dataclass_fields__)
@@ -161,8 +162,10 @@ class Endpoint:
         state = http.app[STATE]
         if self._authenticate is None:
             return respond(render(await self._handler(**await self._arguments(http, None, state))), http)
+        state.gate.refuse_if_draining()
+        # who tries wrong keys takes nobody's place
+        tenant = await self._authenticate(http)
         with state.gate:
-            tenant = await self._authenticate(http)
             try:
                 if self._repeatable and "Idempotency-Key" in http.headers:
                     return await self._answer_once(http, tenant, state)
@@ -183,7 +186,7 @@ class Endpoint:
             return await self._handler(**arguments | {"tenant": keeping})
 
         key = key_of(http.headers["Idempotency-Key"])
-        asked = fingerprint(http.method, http.rel_url.raw_path, arguments["body"])
+        asked = fingerprint(self._name, {name: arguments[name] for name in self._path}, arguments["body"])
         rendered, replayed = await state.retries.once(tenant, key, asked, work)
         response = respond(rendered, http)
         if replayed:
@@ -197,8 +200,11 @@ class Endpoint:
         if self._query or raw_query:
             arguments.update(self._parse_query(raw_query, errors))
         for name, argument, parameter in self._headers:
-            # a header in several lines is one list (RFC 9110 section 5.3)
-            value = parameter.parse(", ".join(http.headers.getall(name)), errors) if name in http.headers else None
+            given = http.headers.getall(name, ())
+            if len(given) > 1 and name == "Idempotency-Key":
+                errors.append({"parameter": name, "detail": "This header is given more than once."})
+            # a list in several lines is one list (RFC 9110 section 5.3)
+            value = parameter.parse(", ".join(given), errors) if given else None
             if argument in self._wanted:
                 arguments[argument] = value
         if self._body is not None:
@@ -257,7 +263,7 @@ class _Body:
             raise UnsupportedMediaType(f"Send the body in one of the content codings {', '.join(_CODINGS)}.")
         if (request.content_length or 0) > request.client_max_size:
             raise web.HTTPRequestEntityTooLarge(request.client_max_size)
-        if request.headers.get("Expect", "").lower() == "100-continue":
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = strict_json(await _received(request, state))
         errors.extend({"pointer": pointer, "detail": sentence} for pointer, sentence in self._validator.errors(body))

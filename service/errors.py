@@ -143,6 +143,10 @@ class Unavailable(Problem):
         super().__init__(detail, headers={"Retry-After": "1"})
 
 
+class Overloaded(Unavailable):
+    """The service is full, or about to stop: its own choice, and no news for its log each time."""
+
+
 def not_found(thing: str) -> NoReturn:
     """Raises the 404 that an unknown id and another tenant's id share; `thing` is the resource's name."""
     raise NotFound(f"There is no such {thing}.")

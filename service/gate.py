@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from service.errors import Unavailable
+from service.errors import Overloaded
 
 
 class Gate:
@@ -15,15 +15,16 @@ class Gate:
     def __init__(self, most: int) -> None:
         self.most = most
         self.inside = 0
+        self.lent = 0
         self.draining = False
 
     def refuse_if_draining(self) -> None:
-        """Raises Unavailable once the service is about to stop."""
+        """Raises Overloaded once the service is about to stop."""
         if self.draining:
-            raise Unavailable("The service is about to stop; please try again.")
+            raise Overloaded("The service is about to stop; please try again.")
 
     def __enter__(self) -> None:
-        """Takes a place inside. Raises Unavailable where there is none."""
+        """Takes a place inside. Raises Overloaded where there is none."""
         self.refuse_if_draining()
         if self.inside >= self.most:
             raise _full()
@@ -36,16 +37,20 @@ class Gate:
     def place_lent(self) -> Iterator[None]:
         """Gives the caller's place to others while it waits for its client, and takes one again after that.
 
-        Raises Unavailable where there is none left then.
+        Raises Overloaded where there is none left then, and where as many wait already: each may hold a body in memory.
         """
+        if self.lent >= self.most:
+            raise _full()
         self.inside -= 1
+        self.lent += 1
         try:
             yield
         finally:
             self.inside += 1
+            self.lent -= 1
         if self.inside > self.most:
             raise _full()
 
 
-def _full() -> Unavailable:
-    return Unavailable("The service has as many requests as it can hold; please try again.")
+def _full() -> Overloaded:
+    return Overloaded("The service has as many requests as it can hold; please try again.")

@@ -5,7 +5,7 @@ key, for a day. A refusal changed nothing and is not kept: the same key may be t
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,9 +29,9 @@ def key_of(header: str) -> str:
     return _ESCAPED.sub(r"\1", header[1:-1]) if header.startswith('"') else header
 
 
-def fingerprint(method: str, path: str, body: Any) -> str:
-    """What makes two requests the same: the method, the path, and what the body says, however it is written."""
-    said = orjson.dumps([method, path, body], option=orjson.OPT_SORT_KEYS)
+def fingerprint(operation: str, path: Mapping[str, Any], body: Any) -> str:
+    """What makes two requests the same: the operation, what its path says, and what the body says, however it is written."""
+    said = orjson.dumps([operation, path, body], option=orjson.OPT_SORT_KEYS)
     return sha256(said).hexdigest()
 
 

@@ -10,8 +10,8 @@ import time
 import traceback
 from typing import Any, TextIO
 
-# a client can put its key where it does not belong, into a path or a request id
-_KEY = re.compile(r"mk_[0-9A-Za-z]{39}|key_tenant_[ab]\b", re.ASCII)
+# a client can put its key, or a part of it, where it does not belong: into a request id
+_KEY = re.compile(r"(?<=mk_)[0-9A-Za-z]{4,}|(?<=key_tenant_)[ab]", re.ASCII)
 
 # how long lines are gathered before they are written, in seconds
 _PAUSE = 0.1
@@ -40,7 +40,7 @@ def whereabouts(error: BaseException | None) -> str:
 
 
 def without_keys(text: str) -> str:
-    """The text, with dots for each key that stands in it."""
+    """The text, with dots for what is secret of each key that stands in it."""
     return _KEY.sub("…", text)
 
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.client_exceptions import ClientPayloadError
 from multidict import CIMultiDict
 
-from service.errors import Crash, Malformed, MethodNotAllowed, NotFound, Problem, TooLarge, cut
+from service.errors import Crash, Malformed, MethodNotAllowed, NotFound, Overloaded, Problem, TooLarge, cut
 from service.logs import AccessLog, whereabouts
 from service.state import STATE
 
@@ -79,7 +79,7 @@ def answering(handler: Handler) -> Handler:
         log = app.get(ACCESS_LOG)
         if log is not None:
             took = (time.perf_counter() - began) * 1000
-            log.write(f"{request.method} {cut(request.rel_url.raw_path)} {response.status} {took:.1f}ms {request_id}")
+            log.write(f"{cut(request.method)} {_logged_path(request)} {response.status} {took:.1f}ms {request_id}")
         return response
 
     return answer
@@ -109,6 +109,16 @@ def _no_such_method(methods: list[str]) -> Handler:
 
 async def nothing_yet(request: web.Request) -> None:
     """Answers `Expect` with nothing: 100 Continue is sent when the body is wanted (RFC 9110 section 10.1.1)."""
+
+
+def _logged_path(request: web.Request) -> str:
+    """The path, as far as it is ours: what a client makes up may hold anything, and is not logged."""
+    matched = request.match_info
+    resource = matched.route.resource
+    if resource is None or "path" in matched:
+        return "/…"
+    shown = {name: value if value.isdecimal() and value.isascii() else "…" for name, value in matched.items()}
+    return cut(resource.canonical.format_map(shown))
 
 
 def problem_response(problem: Problem, path: str, request_id: str) -> web.Response:
@@ -146,7 +156,7 @@ def request_id_of(request: web.Request) -> str:
 def _meant(error: Exception, request_id: str) -> Problem:
     """The problem that `error` is to the client. What is no one's fault but ours is logged, and only there."""
     if isinstance(error, Problem):
-        if error.status >= 500:
+        if error.status >= 500 and not isinstance(error, Overloaded):
             # no traceback: a full disk fails whole batches, and the log may stand on the same disk
             _log.warning("%s: %s (%r)", request_id, error.detail, error.__cause__)
         return error

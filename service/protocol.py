@@ -13,7 +13,7 @@ from aiohttp.web_request import BaseRequest
 
 from service.errors import Crash, Malformed, NotFound, Problem, RequestTimeout, UnsupportedMediaType
 from service.logs import whereabouts
-from service.problems import new_request_id, problem_response
+from service.problems import LARGEST_BODY, new_request_id, problem_response
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,9 @@ class Protocol(RequestHandler):
     # since when, on the loop's clock, the head of a request has been arriving; None while none is
     _arriving: float | None = None
     _has_sent = False
-    # how much the client has not taken yet, in bytes, and since when it has taken none of it
+    # the last bytes that came
+    _tail = b""
+    # how much the client had not taken at some time, in bytes, and when that was
     _unsent = (0, 0.0)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -39,9 +41,12 @@ class Protocol(RequestHandler):
     def data_received(self, data: bytes) -> None:
         is_awaited = self._waiter is not None
         self._has_sent = True
+        self._tail = (self._tail + data[-4:])[-4:]
         super().data_received(data)
         if self._messages:
-            self._arriving = None
+            # behind a whole request without a body, half of the next one may have come
+            whole = self._messages[-1][1] is not EMPTY_PAYLOAD or self._tail == b"\r\n\r\n"
+            self._arriving = None if whole else self._loop.time()
             if self._request_in_progress and isinstance(self._messages[-1][0], _ErrInfo):
                 self._break_body()
         elif is_awaited and self._arriving is None:
@@ -57,7 +62,8 @@ class Protocol(RequestHandler):
     def cut_off_if_slow(self, patience: float) -> None:
         """Ends the connection where its client has let it wait for longer than `patience` seconds.
 
-        A request whose head does not arrive is answered with 408; an answer that is not taken is thrown away.
+        A request whose head does not arrive is answered with 408; an answer of which less than a megabyte is taken in that
+        time is thrown away.
         """
         now, transport, waiter = self._loop.time(), self.transport, self._waiter
         if transport is None:
@@ -65,9 +71,10 @@ class Protocol(RequestHandler):
         if self._arriving is not None and now - self._arriving > patience and waiter is not None and not waiter.done():
             self._refuse_head(waiter, patience)
         unsent = transport.get_write_buffer_size()
-        if not 0 < self._unsent[0] <= unsent:
+        had, since = self._unsent
+        if not unsent or not had or unsent <= had - LARGEST_BODY:
             self._unsent = (unsent, now)
-        elif now - self._unsent[1] > patience:
+        elif now - since > patience:
             transport.abort()
 
     def _refuse_head(self, waiter: asyncio.Future[None], patience: float) -> None:

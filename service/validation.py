@@ -163,6 +163,8 @@ class Parameter:
         """The value, or None and at least one more error."""
         if text == "":
             return self._refuse("This parameter is empty.", errors)
+        if not text.isprintable() and any("\ud800" <= sign <= "\udfff" for sign in text):
+            return self._refuse("Must be UTF-8.", errors)
         value: Any = text
         if self._type == "integer":
             if not _INTEGER.fullmatch(text):
