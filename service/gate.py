@@ -37,9 +37,9 @@ class Gate:
     def place_lent(self) -> Iterator[None]:
         """Gives the caller's place to others while it waits for its client, and takes one again after that.
 
-        Raises Overloaded where there is none left then, and where as many wait already: each may hold a body in memory.
+        Raises Overloaded where there is none left then, and where twice as many wait already: each may hold a body.
         """
-        if self.lent >= self.most:
+        if self.lent >= 2 * self.most:
             raise _full()
         self.inside -= 1
         self.lent += 1

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.client_exceptions import ClientPayloadError
 from multidict import CIMultiDict
 
-from service.errors import Crash, Malformed, MethodNotAllowed, NotFound, Overloaded, Problem, TooLarge, cut
+from service.errors import Crash, Malformed, MethodNotAllowed, NotFound, Overloaded, Problem, RequestTimeout, TooLarge, cut
 from service.logs import AccessLog, whereabouts
 from service.state import STATE
 
@@ -70,8 +70,8 @@ def answering(handler: Handler) -> Handler:
             headers.update(more)
         app = request.app
         state = app.get(STATE)
-        if state is not None and state.gate.draining:
-            # the next request is for another process
+        if response.status == RequestTimeout.status or (state is not None and state.gate.draining):
+            # what still comes of a body is no request; and the next request is for another process
             response.force_close()
         elif "Expect" in request.headers and not request.content.is_eof():
             # a body that was announced and not asked for may come or not: what follows could not be told from it

@@ -13,7 +13,7 @@ from aiohttp.web_request import BaseRequest
 
 from service.errors import Crash, Malformed, NotFound, Problem, RequestTimeout, UnsupportedMediaType
 from service.logs import whereabouts
-from service.problems import LARGEST_BODY, new_request_id, problem_response
+from service.problems import new_request_id, problem_response
 
 _log = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ class Protocol(RequestHandler):
     def cut_off_if_slow(self, patience: float) -> None:
         """Ends the connection where its client has let it wait for longer than `patience` seconds.
 
-        A request whose head does not arrive is answered with 408; an answer of which less than a megabyte is taken in that
-        time is thrown away.
+        A request whose head does not arrive is answered with 408; an answer of which nothing is taken is thrown away.
         """
         now, transport, waiter = self._loop.time(), self.transport, self._waiter
         if transport is None:
@@ -72,7 +71,7 @@ class Protocol(RequestHandler):
             self._refuse_head(waiter, patience)
         unsent = transport.get_write_buffer_size()
         had, since = self._unsent
-        if not unsent or not had or unsent <= had - LARGEST_BODY:
+        if not 0 < had <= unsent:
             self._unsent = (unsent, now)
         elif now - since > patience:
             transport.abort()

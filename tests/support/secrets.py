@@ -6,7 +6,7 @@ import re
 # stands in the description of the agents that the tests make: so in bodies, in prompts, and in the answers to both
 PLANTED = "planted-c83f07a1"
 
-_SECRET = re.compile(rf"{PLANTED}|mk_[0-9A-Za-z]{{39}}|key_tenant_[ab]\b", re.ASCII)
+_SECRET = re.compile(rf"{PLANTED}|mk(?:_|%5F)[0-9A-Za-z]{{12}}|key_tenant_[ab]", re.ASCII)
 # the spec itself, which Connexion logs at its start, names the demo keys
 _PUBLISHED = "`key_tenant_a` and `key_tenant_b` work for a try"
 # the tests' own tools, which say what they send
