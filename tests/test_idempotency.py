@@ -372,9 +372,6 @@ async def test_what_is_no_single_key_is_refused_and_nothing_done(client: Client,
         await assert_keys_are_refused(client, config, keys)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the lines are checked as one value, and the key is then taken from the first of them"
-)
 @pytest.mark.parametrize("keys", [['"a', 'b"'], ['"ab', 'c"']], ids=["empty", "cut"])
 async def test_a_string_in_two_lines_is_no_key(client: Client, config: Config, keys: list[str]) -> None:
     await make_agent(client)
@@ -394,7 +391,6 @@ async def assert_keys_are_refused(client: Client, config: Config, keys: list[str
     assert kept(config) == []
 
 
-@pytest.mark.xfail(strict=True, reason="the answer says that the body is nested too deeply, and names no parameter")
 async def test_bytes_that_are_no_utf_8_are_no_key(client: Client, config: Config) -> None:
     for key in (b"\xff", b'"\xe9"', b"a\xc3"):
         async with Wire(client) as wire:
