@@ -48,7 +48,7 @@ ATTACKERS = (
     Attacker(
         "tenants",
         "two tenants and a stranger against a model, in random sequences",
-        "{sequences} sequences, {steps} steps",
+        "{sequences} sequences of 50 steps, {steps} steps in all; {requests} requests, {comparisons} comparisons",
         amount=1_000,
         small=20,
         least={"sequences": 1_000, "steps": 50_000},
@@ -68,10 +68,11 @@ ATTACKERS = (
     Attacker(
         "generated",
         "requests generated from `openapi.yaml`",
-        "{requests} requests",
+        "{requests} requests, {checks} checks, {links_followed} links followed, {stateful_sequences} stateful sequences: no "
+        "5xx, no undocumented status, no answer beside its schema, nothing invalid taken and nothing valid refused",
         amount=10_000,
         small=300,
-        least={"requests": 10_000},
+        least={"requests": 10_000, "operations": 21, "check_kinds": 15, "links": 50, "stateful_sequences": 300},
     ),
     Attacker(
         "hangups",
