@@ -57,6 +57,8 @@ def leaks() -> Iterator[LeakFinder]:
     level = root.level
     root.addHandler(finder)
     root.setLevel(logging.DEBUG)
+    # it notes each call twice, which would be a third of the suite's time; test_logs.py hears it out
+    logging.getLogger("aiosqlite").setLevel(logging.INFO)
     yield finder
     root.removeHandler(finder)
     root.setLevel(level)

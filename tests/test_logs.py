@@ -22,6 +22,11 @@ from tests.support.process import Service
 from tests.support.secrets import PLANTED, LeakFinder, leaks
 
 
+@pytest.fixture(autouse=True)
+def _aiosqlite_is_heard_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "aiosqlite")
+
+
 @pytest.mark.parametrize("secret", [PLANTED, "key_tenant_a", "key_tenant_b", new_key()])
 def test_the_search_finds_a_secret_that_a_log_holds(secret: str) -> None:
     finder = LeakFinder()

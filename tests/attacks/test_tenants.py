@@ -1,7 +1,6 @@
 """A short run of tenants.py, and what it must not overlook: services in which one thing is broken."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,16 +24,6 @@ BROKEN = {
     "an agent's tag outlives a tool's name": ("tool_is_renamed", "version + 1", "version"),
     "an update looks at no version": ("change_tool", "(:versions is null or version in", "(true or version in"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _aiosqlite_is_quiet() -> Iterator[None]:
-    """It notes each statement twice, and the suite listens to every level: that would be half of the time."""
-    log = logging.getLogger("aiosqlite")
-    level = log.level
-    log.setLevel(logging.INFO)
-    yield
-    log.setLevel(level)
 
 
 def breaking(name: str, old: str, new: str) -> Callable[[Path], Mapping[str, Query]]:
