@@ -21,6 +21,7 @@ from service.config import Config
 from service.execution.models import Conversation, ModelRegistry
 from service.logs import AccessLog
 from service.problems import ACCESS_LOG
+from service.state import STATE
 from tests.conftest import KEY_A, Client, Serve
 from tests.support.http import Wire
 from tests.support.process import Service, clean_environment
@@ -233,3 +234,35 @@ def test_a_database_with_a_second_name_is_refused(tmp_path: Path) -> None:
     done = command("migrate", "--database", "two.db", cwd=tmp_path)
     assert done.returncode == 1
     assert "hard link" in done.stderr
+
+
+async def test_a_path_spelled_otherwise_is_the_same_request_under_an_idempotency_key(client: Client) -> None:
+    once = KEY_A | {"Idempotency-Key": "same"}
+    await client.json("POST", "/agents", json={"name": "a", "role": "r", "description": "d"})
+    task = {"task": "Say hello", "model": "gpt-4o"}
+    first = await client.post("/agents/1/run", headers=once, json=task)
+    again = await client.post(URL("/agents/%31/run", encoded=True), headers=once, json=task)
+    assert (first.status, again.status) == (200, 200)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert await again.read() == await first.read()
+
+
+async def test_a_client_of_http_1_0_gets_no_interim_answer(client: Client) -> None:
+    body = b'{"name": "old", "description": "HTTP/1.0"}'
+    head = (
+        "POST /tools HTTP/1.0\r\nX-API-Key: key_tenant_a\r\nContent-Type: application/json\r\n"
+        f"Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    async with Wire(client) as wire:
+        await wire.send(head.encode() + body)
+        assert (await wire.receive()).status == 201
+
+
+async def test_a_full_service_says_so_to_its_clients_and_not_each_time_to_its_log(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = client.app[STATE].gate
+    gate.inside = gate.most
+    assert (await client.get("/tools", headers=KEY_A)).status == 503
+    gate.inside = 0
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
