@@ -36,7 +36,7 @@ async def test_a_megabyte_of_mistakes_is_answered_at_once(client: Client, item: 
     began = time.perf_counter()
     response = await client.post("/agents", data=body, headers=JSON)
     # unbounded, it takes five seconds and more
-    assert time.perf_counter() - began < 1.5
+    assert time.perf_counter() - began < 2.5
     assert response.status == 400
     problem = await response.json()
     assert len(problem["errors"]) <= 1000

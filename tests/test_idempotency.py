@@ -23,7 +23,7 @@ from service.app import make_app
 from service.auth import key_hash, key_prefix, new_key
 from service.config import Config
 from service.execution.models import Conversation, MockModel, ModelRegistry, ToolCall
-from service.idempotency import KEPT_FOR, Retries
+from service.idempotency import KEPT_FOR, Retries, fingerprint
 from service.server import Runner
 from service.state import STATE, State
 from service.storage import sqlite
@@ -477,10 +477,16 @@ async def test_another_path_under_the_same_key_is_refused(client: Client) -> Non
     assert await total(client, "/tools") == 0
     assert left(await post(client, "/agents/1/run", TASK)) == "r=4"
     # one target in other words is no other request
-    for target in ("/agents/1/run?", "http://x/agents/1/run"):
+    for target in ("/agents/1/run?", "/agents/%31/run", "http://x/agents/1/run"):
         async with Wire(client) as wire:
             assert_replayed(first, await wire.ask(raw_post(target, TASK, "k1")))
     assert await total(client, "/runs") == 1
+
+
+def test_the_same_body_to_another_operation_is_another_request() -> None:
+    """Not through the door: as yet no body is good for two operations whose paths hold the same."""
+    prints = {fingerprint(name, path, TOOL) for name in ("create_tool", "create_skill") for path in ({}, {"agent_id": 1})}
+    assert len(prints) == 4
 
 
 async def test_what_breaks_the_contract_is_refused_before_the_key_is_looked_up(client: Client) -> None:
@@ -613,6 +619,28 @@ async def test_fifty_refused_at_once_keep_nothing(client: Client, config: Config
     assert {each.status for each in found} <= {404, 409}
     assert any(each.status == 404 for each in found)
     assert (at_work(client), kept(config)) == (0, [])
+
+
+async def test_who_looked_before_another_had_ended_looks_again(
+    slow: Client, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up, lookers, first_is_done = Retries._kept, asyncio.Barrier(2), asyncio.Event()
+    held.may_answer.set()
+
+    async def late(self: Retries, *args: Any) -> Any:
+        found = await look_up(self, *args)
+        if not first_is_done.is_set() and await lookers.wait():
+            await first_is_done.wait()
+        return found
+
+    monkeypatch.setattr(Retries, "_kept", late)
+    sent = [asyncio.create_task(post(slow, "/agents/1/run", TASK)) for _ in range(2)]
+    (done,), (waiting,) = await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED, timeout=5)
+    first_is_done.set()
+    again = await waiting
+    assert_replayed(await done, again)
+    # not only is nothing stored twice: the model was asked once, and one run charged
+    assert (held.conversations, left(again)) == (1, "r=4")
 
 
 async def test_a_request_under_way_is_409_and_another_one_422(slow: Client, held: Held) -> None:
@@ -752,9 +780,10 @@ async def test_what_is_too_old_goes_ten_at_a_time_oldest_first(client: Client, c
     for at in range(25):
         clock.now += timedelta(seconds=1)
         await post(client, "/tools", {**TOOL, "name": f"tool {at}"}, f"old-{at:02}")
-    for key, tenant in (("theirs", KEY_B), ("theirs-2", KEY_B)):
-        await post(client, "/tools", {**TOOL, "name": key}, key, tenant)
-    theirs = ["tenant_b theirs", "tenant_b theirs-2"]
+    # of the same names, so that a key alone does not tell whose it is
+    for key in ("old-00", "old-01"):
+        await post(client, "/tools", {**TOOL, "name": key}, key, KEY_B)
+    theirs = ["tenant_b old-00", "tenant_b old-01"]
     clock.now += timedelta(hours=12)
     await post(client, "/tools", {**TOOL, "name": "young"}, "young")
     old = [f"tenant_a old-{at:02}" for at in range(25)]

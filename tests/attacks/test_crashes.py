@@ -112,7 +112,7 @@ class FakeVictim:
 
 
 @pytest.mark.parametrize(
-    ("new", "killed", "fails"), [(600.0, 2_100.0, True), (1_900.0, 2_100.0, False), (600.0, 700.0, False)]
+    ("new", "killed", "fails"), [(600.0, 2_100.0, True), (1_900.0, 1_950.0, False), (600.0, 700.0, False)]
 )
 async def test_a_start_that_takes_long_for_what_the_kill_left_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: float, killed: float, fails: bool
