@@ -12,7 +12,9 @@ from pathlib import Path
 
 
 def main(audited: str) -> int:
-    installed = subprocess.run([audited, "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True, check=True)
+    installed = subprocess.run(
+        [audited, "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True, check=True
+    )
     # by version and not by address, and without what was installed from here
     wanted = [line for line in installed.stdout.splitlines() if re.fullmatch(r"[\w.-]+==\S+", line)]
     requirements = Path("requirements.audited")
