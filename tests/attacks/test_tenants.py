@@ -11,7 +11,7 @@ from service.limiter import FixedWindow
 from service.storage.queries import Query, load_queries
 from tests.attacks.tenants import STEPS, attack
 
-SEQUENCES = 12
+SEQUENCES = 20
 
 # the query, what stands in it, and what stands there in the broken service
 BROKEN = {
