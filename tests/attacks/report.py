@@ -72,7 +72,7 @@ ATTACKERS = (
         "5xx, no undocumented status, no answer beside its schema, nothing invalid taken and nothing valid refused",
         amount=10_000,
         small=300,
-        least={"requests": 10_000, "operations": 21, "check_kinds": 15, "links": 50, "stateful_sequences": 300},
+        least={"requests": 10_000, "operations": 21, "check_kinds": 15, "links": 40, "stateful_sequences": 300},
     ),
     Attacker(
         "hangups",
