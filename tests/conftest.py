@@ -1,11 +1,13 @@
 """Fixtures: a fresh service for each test, and a client that holds every answer against openapi.yaml."""
 
+import functools
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -13,7 +15,9 @@ from connexion.spec import OpenAPISpecification
 
 from service.app import make_app
 from service.config import Config
+from service.contract import load_spec
 from service.server import Runner
+from service.storage.queries import load_queries
 from tests.support.contract import Contract
 from tests.support.database import migrated
 from tests.support.secrets import LeakFinder
@@ -66,8 +70,8 @@ def leaks() -> Iterator[LeakFinder]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def specs_are_validated_once() -> Iterator[None]:
-    """Connexion validates the spec of each application anew, most of what starting one costs; here each spec once."""
+def files_are_read_once() -> Iterator[None]:
+    """The spec and the SQL are the same for all applications: read and validated once, not a thousand times."""
     validate = OpenAPISpecification._validate_spec
     known: set[str] = set()
 
@@ -77,8 +81,12 @@ def specs_are_validated_once() -> Iterator[None]:
             validate(spec)
             known.add(text)
 
+    read = functools.cache(lambda folder: orjson.dumps(load_spec(folder)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OpenAPISpecification, "_validate_spec", staticmethod(validate_once))
+        # a copy for each application, which may change it
+        patch.setattr("service.app.load_spec", lambda folder: orjson.loads(read(folder)))
+        patch.setattr("service.app.load_queries", functools.cache(load_queries))
         yield
 
 

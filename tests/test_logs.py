@@ -27,7 +27,7 @@ def _aiosqlite_is_heard_out(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "aiosqlite")
 
 
-@pytest.mark.parametrize("secret", [PLANTED, "key_tenant_a", "key_tenant_b", new_key()])
+@pytest.mark.parametrize("secret", [PLANTED, "key_tenant_a", "key_tenant_b", pytest.param(new_key(), id="a key")])
 def test_the_search_finds_a_secret_that_a_log_holds(secret: str) -> None:
     finder = LeakFinder()
     logger = logging.getLogger("service.made_up")

@@ -31,9 +31,7 @@ async def everything(client: Client, path: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="The data is not there: it stands in ../shared/data, beside the checkout.")
-async def test_the_platform_bears_what_people_really_write(
-    serve: Serve, config: Config, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_the_platform_bears_what_people_really_write(serve: Serve, config: Config) -> None:
     client = await serve(replace(config, rate_limit=1000))
     tools = lines("tools.jsonl")
     tool_ids = [(await client.json("POST", "/tools", json=tool))["id"] for tool in tools]
@@ -71,10 +69,5 @@ async def test_the_platform_bears_what_people_really_write(
 
     completed = sum(run["status"] == "completed" for run in runs)
     called = sum(bool(run["steps"]) for run in runs)
-    figures = (
-        f"real input: {len(tools)} tools; {len(agents)} agents stored, {refused} refused as too long; {len(runs)} tasks, "
-        f"none stopped, {completed} completed, {called} with a tool call; all read back by cursor and equal"
-    )
-    assert (len(tools), len(agents) + refused, len(runs), completed) == (37, 213, 252, 252)
-    with capsys.disabled():
-        print(f"\n{figures}")
+    # of the agents one has a description that is too long, and one of the tasks asks for a tool
+    assert (len(tools), len(agents), refused, len(runs), completed, called) == (37, 212, 1, 252, 252, 1)

@@ -27,7 +27,7 @@ async def use_up(client: Client) -> None:
         await refused(client, 401, "GET", "/tools", UNKNOWN)
 
 
-@pytest.mark.parametrize("key", [UNKNOWN["X-API-Key"], "malformed", "KEY_TENANT_A"])
+@pytest.mark.parametrize("key", [pytest.param(UNKNOWN["X-API-Key"], id="unknown"), "malformed", "KEY_TENANT_A"])
 async def test_one_wrong_key_too_many_is_429_and_says_for_how_long(client: Client, key: str) -> None:
     await use_up(client)
     response = await client.get("/whoami", headers={"X-API-Key": key})
