@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from typing import Any
 
 from aiohttp import web
@@ -15,6 +16,8 @@ from service.errors import Crash, Malformed, NotFound, Problem, RequestTimeout, 
 from service.logs import whereabouts
 from service.problems import new_request_id, problem_response
 
+# unsent bytes of one connection
+_HELD_BY_THE_SYSTEM = 2**17
 _log = logging.getLogger(__name__)
 
 
@@ -35,6 +38,8 @@ class Protocol(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        # what the system holds of an answer hides whether its client takes any: it is to hold little (tcp(7))
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _HELD_BY_THE_SYSTEM)
         # who opens a connection is expected to say something
         self._arriving = self._loop.time()
 
@@ -59,22 +64,29 @@ class Protocol(RequestHandler):
             self._current_request.content.set_exception(RequestPayloadError("The body is broken."))
             self.close()
 
+    @property
+    def unsent(self) -> int:
+        """How much of its answers is waiting here until the client takes it, in bytes."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+
+    def cut_off(self) -> None:
+        """Ends the connection, and throws away what is unsent."""
+        if self.transport is not None:
+            self.transport.abort()
+
     def cut_off_if_slow(self, patience: float) -> None:
         """Ends the connection where its client has let it wait for longer than `patience` seconds.
 
         A request whose head does not arrive is answered with 408; an answer of which nothing is taken is thrown away.
         """
-        now, transport, waiter = self._loop.time(), self.transport, self._waiter
-        if transport is None:
-            return
+        now, waiter, unsent = self._loop.time(), self._waiter, self.unsent
         if self._arriving is not None and now - self._arriving > patience and waiter is not None and not waiter.done():
             self._refuse_head(waiter, patience)
-        unsent = transport.get_write_buffer_size()
         had, since = self._unsent
         if not 0 < had <= unsent:
             self._unsent = (unsent, now)
         elif now - since > patience:
-            transport.abort()
+            self.cut_off()
 
     def _refuse_head(self, waiter: asyncio.Future[None], patience: float) -> None:
         self._arriving = None

@@ -28,6 +28,8 @@ _GRACE = 1.0
 # client that is still sending would lose the answer
 _KEPT_ALIVE = 75.0
 _LINGER = 2.0
+# how much of all answers may wait for clients that take them slowly, in bytes
+_MOST_UNSENT = 2**28
 
 
 class Runner(web.AppRunner):
@@ -73,9 +75,22 @@ class Runner(web.AppRunner):
         """One watch for all connections: a timer for each request would cost more than most requests do."""
         while True:
             await asyncio.sleep(patience / 10)
-            for connection in self._connections():
-                if isinstance(connection, Protocol):
-                    connection.cut_off_if_slow(patience)
+            connections = [each for each in self._connections() if isinstance(each, Protocol)]
+            for connection in connections:
+                connection.cut_off_if_slow(patience)
+            _make_room(connections)
+
+
+def _make_room(connections: list[Protocol]) -> None:
+    """Ends those for which most is waiting, until the others' answers take no more than their share of the memory."""
+    waiting = sum(each.unsent for each in connections)
+    if waiting <= _MOST_UNSENT:
+        return
+    for each in sorted(connections, key=lambda each: each.unsent, reverse=True):
+        waiting -= each.unsent
+        each.cut_off()
+        if waiting <= _MOST_UNSENT:
+            return
 
 
 def serve(app: web.Application, config: Config, announce: Callable[[str], None]) -> None:

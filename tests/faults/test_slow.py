@@ -6,7 +6,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -14,6 +14,7 @@ from aiohttp import web
 
 from service.app import make_app
 from service.config import Config
+from service.protocol import Protocol
 from service.server import Runner
 from service.state import STATE
 from service.storage.scope import Scope
@@ -91,10 +92,14 @@ class House:
     @property
     def connections(self) -> int:
         """How many are open."""
+        return len(self.protocols)
+
+    @property
+    def protocols(self) -> list[Protocol]:
+        """Their servers' sides."""
         runner = self.client.server.runner
         assert isinstance(runner, Runner)
-        assert runner.server is not None
-        return len(runner.server.connections)
+        return [each for each in runner._connections() if isinstance(each, Protocol)]
 
     @property
     def inside(self) -> int:
@@ -493,6 +498,37 @@ async def test_who_never_takes_an_answer_is_cut_off(house: House, page: str) -> 
         await asyncio.wait([flood], timeout=1)
         assert flood.done()
         assert flood.exception() is None or isinstance(flood.exception(), ConnectionError)
+
+
+async def test_who_takes_an_answer_in_small_sips_does_not_hold_all_the_memory(
+    house: House, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sip(connection: socket.socket) -> None:
+        with suppress(ConnectionError):
+            while await asyncio.get_running_loop().sock_recv(connection, 4096):  # noqa: ASYNC110  # the sips are small and far between
+                await asyncio.sleep(0.005)
+
+    def unsent() -> int:
+        return sum(each.unsent for each in house.protocols)
+
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        sippers = [
+            group.create_task(sip(await stack.enter_async_context(deaf(house, head("GET", page, KEY))))) for _ in range(4)
+        ]
+        async with asyncio.timeout(3):
+            while house.connections < 4 or not all(each.unsent for each in house.protocols):  # noqa: ASYNC110  # nothing announces it
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(2 * PATIENCE)
+        # each took something in its time, so that all of it is still waiting for them
+        assert house.connections == 4
+        large = max(each.unsent for each in house.protocols)
+        monkeypatch.setattr("service.server._MOST_UNSENT", int(2.5 * large))
+        async with house.quick_client():
+            await asyncio.sleep(PATIENCE / 10 + 0.1)
+        assert large < unsent() <= 2.5 * large
+        assert sum(each.unsent > 0 for each in house.protocols) == 2
+        for each in sippers:
+            each.cancel()
 
 
 async def test_hundreds_of_slow_clients_hold_nobody_up(house: House) -> None:
