@@ -3,7 +3,9 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +18,13 @@ from service.config import Config
 from service.execution.models import MockModel, ModelRegistry
 from service.pages import add_pages
 from service.resources import resource
-from tests.support.contract import PROBLEM, Contract
+from tests.support.contract import PAGES, PROBLEM, Contract
 
 CONTRACT = Contract()
 OPERATIONS = list(CONTRACT.operations())
 IDS = [f"{method} {path}" for method, path, _ in OPERATIONS]
 OPEN = {"/", "/health", "/ready"}
+API_PAGE = Path(__file__).parents[3] / "shared" / "api.md"
 
 
 # which requests can be repeated, and which ask for a version
@@ -103,11 +106,11 @@ def test_each_operation_is_complete(method: str, path: str, operation: dict[str,
     if "requestBody" in operation:
         expected |= {"408", "413", "415"}
         assert operation["requestBody"]["required"] is True
-    assert expected <= set(operation["responses"])
     headers = {parameter["name"] for parameter in CONTRACT.parameters(path, operation) if parameter["in"] == "header"}
     assert headers == CONDITIONAL.get((method, path.rstrip("s")), set())
     for header in headers:
         expected |= {"Idempotency-Key": {"409", "422"}, "If-Match": {"412"}, "If-None-Match": {"304"}}[header]
+    assert expected <= set(operation["responses"])
     success = [status for status in operation["responses"] if status < "300"]
     assert len(success) == 1
     # Connexion takes the first response's media type as the default
@@ -125,6 +128,24 @@ def test_each_body_has_an_example_that_its_schema_accepts(method: str, path: str
         assert examples, f"{where} {media_type}"
         for example in examples:
             assert list(CONTRACT.validator(content["schema"]).iter_errors(example)) == []
+
+
+@pytest.mark.skipif(not API_PAGE.is_file(), reason="The page is not there: it stands in ../shared, beside the checkout.")
+def test_the_spec_has_every_route_and_status_of_the_api_page() -> None:
+    stated: dict[tuple[str, str], set[str]] = {}
+    for line in API_PAGE.read_text(encoding="utf-8").splitlines():
+        route, _, *statuses = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("| `") else ("", "")
+        path = re.search(r"/[^`]*", route)
+        if path is None or path[0] in PAGES:
+            continue
+        for method in re.findall(r"[A-Z]{3,}", route):
+            as_for_tools = "as for tools" in statuses
+            own = set(re.findall(r"\b[2-5]\d\d\b", " ".join(statuses)))
+            stated[method.lower(), path[0]] = stated[method.lower(), "/tools/{tool_id}"] if as_for_tools else own
+    assert stated.keys() == {(method, path) for method, path, _ in OPERATIONS}
+    for method, path, operation in OPERATIONS:
+        assert stated[method, path], (method, path)
+        assert stated[method, path] <= set(operation["responses"]), (method, path)
 
 
 def test_every_object_refuses_unknown_fields() -> None:
