@@ -25,7 +25,10 @@ def main(audited: str) -> int:
     try:
         found = json.loads(asked.stdout)["dependencies"]
     except ValueError:
-        print(f"pip-audit: the advisories can't be reached, so that 0 of {len(wanted)} packages were asked about.")
+        if "ConnectionError" not in asked.stderr and "Connection refused" not in asked.stderr:
+            print(f"pip-audit failed:\n{asked.stderr}")
+            return 1
+        print(f"pip-audit: the advisories can't be reached, so that {len(wanted)} packages could not be asked about.")
         return 0
     answered = Path("README.md").read_text(encoding="utf-8")
     open_findings = [
@@ -35,7 +38,7 @@ def main(audited: str) -> int:
         if finding["id"] not in answered
     ]
     unknown = sum("skip_reason" in package for package in found)
-    print(f"pip-audit: {len(found) - unknown} of {len(wanted)} packages asked about, {len(open_findings)} open findings.")
+    print(f"pip-audit: {unknown} of {len(wanted)} packages could not be asked about, {len(open_findings)} open findings.")
     print("".join(f"  {each}\n" for each in open_findings), end="")
     return 1 if open_findings else 0
 

@@ -61,7 +61,7 @@ def make_app(
                 if config.serves_demo:
                     await unscoped.write(_demo_tenants())
                 app[STATE] = State(
-                    authenticator=Authenticator(database, demo=config.serves_demo),
+                    authenticator=Authenticator(database, demo=config.serves_demo, most_asked=2 * config.concurrency),
                     limiter=FixedWindow(config.rate_limit, config.rate_window),
                     wrong_keys=wrong_keys(config.wrong_key_limit),
                     gate=Gate(config.concurrency),

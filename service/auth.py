@@ -8,6 +8,7 @@ import zlib
 from collections import OrderedDict
 from hashlib import sha256
 
+from service.errors import Overloaded
 from service.storage.scope import Database, Scope, Unscoped
 
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -53,20 +54,24 @@ class Authenticator:
     """Finds the tenant of a key. Found keys are remembered for `memory` seconds, at most `most` of them.
 
     So a revoked key works for at most that long, in every process. Unknown keys are not remembered: a key works as soon
-    as it is made.
+    as it is made. Beyond `most_asked` keys that the storage is asked about at once, the service is full.
     """
 
-    def __init__(self, database: Database, *, demo: bool, memory: float = 1.0, most: int = 10_000) -> None:
+    def __init__(
+        self, database: Database, *, demo: bool, memory: float = 1.0, most: int = 10_000, most_asked: int = 1_024
+    ) -> None:
         self._database = database
         self._unscoped = Unscoped(database)
         self._demo = DEMO_KEYS if demo else {}
         self._memory = memory
         self._most = most
+        self._most_asked = most_asked
+        self._asked = 0
         # oldest first: all are remembered equally long
         self._found: OrderedDict[str, tuple[float, Scope]] = OrderedDict()
 
     async def scope(self, key: str) -> Scope | None:
-        """The scope of the tenant that `key` belongs to, None where it opens nothing. Raises Unavailable."""
+        """The scope of the tenant that `key` belongs to, None where it opens nothing. Raises Unavailable and Overloaded."""
         if tenant_id := self._demo.get(key):
             return Scope(self._database, tenant_id, None)
         if not is_well_formed(key):
@@ -76,7 +81,13 @@ class Authenticator:
             self._found.popitem(last=False)
         if remembered := self._found.get(hashed):
             return remembered[1]
-        row = await self._unscoped.one("find_api_key", hash=hashed)
+        if self._asked >= self._most_asked:
+            raise Overloaded
+        self._asked += 1
+        try:
+            row = await self._unscoped.one("find_api_key", hash=hashed)
+        finally:
+            self._asked -= 1
         if row is None:
             return None
         scope = Scope(self._database, row["tenant_id"], row["key_id"])

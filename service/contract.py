@@ -9,6 +9,7 @@ the spec.
 
 import asyncio
 import inspect
+import zlib
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_network
 from pathlib import Path
@@ -25,13 +26,13 @@ from connexion.operations import OpenAPIOperation
 from service.errors import Invalid, Malformed, RequestTimeout, Unauthorized, UnsupportedMediaType, cut
 from service.idempotency import Rendered, fingerprint, key_of
 from service.preconditions import is_known
-from service.problems import ANSWER_HEADERS, LARGEST_BODY, Handler, answering, nothing_yet, safe_headers
+from service.problems import ANSWER_HEADERS, LARGEST_BODY, Handler, answering, nothing_yet, safe_headers, too_large
 from service.state import STATE, State
 from service.storage.scope import Scope
 from service.validation import MOST_PLACES, Parameter, Places, Schema, Validator, strict_json
 
-# what aiohttp decodes without more packages; it would pass most others on as they are
-_CODINGS = ("identity", "gzip", "deflate")
+# content codings (RFC 9110 section 8.4.1), each with what tells zlib its format
+_CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _CHALLENGE = {"WWW-Authenticate": 'ApiKey realm="agent-platform", header="X-API-Key"'}
 
 
@@ -136,7 +137,10 @@ def respond(rendered: Rendered, http: web.Request) -> web.Response:
 
 
 class Endpoint:
-    """One operation at work: the key, the limit, the inputs, the handler and the response, in this order."""
+    """One operation at work: the key, the limit, the inputs, the handler and the response, in this order.
+
+    With an Idempotency-Key the inputs come before the limit: what is only said again is not counted.
+    """
 
     def __init__(self, operation: Operation) -> None:
         defined = {place: [p for p in operation.parameters if p["in"] == place] for place in ("path", "query", "header")}
@@ -156,8 +160,9 @@ class Endpoint:
     async def answer(self, http: web.Request) -> web.Response:
         """The handler's answer as a response.
 
-        Raises what the handler raises, Unavailable where the service is full, Unauthorized before anything else is looked
-        at, TooManyRuns before the body is read, and Invalid with every place that breaks the contract.
+        Raises what the handler raises; Overloaded where the service is full or about to stop; Unauthorized before anything
+        of the request but its key is looked at; TooManyRuns before the body is read; Invalid, or Malformed for a body that
+        is no JSON, with every place that breaks the contract.
         """
         state = http.app[STATE]
         if self._authenticate is None:
@@ -165,16 +170,16 @@ class Endpoint:
         state.gate.refuse_if_draining()
         # who tries wrong keys takes nobody's place
         tenant = await self._authenticate(http)
-        with state.gate:
-            try:
+        try:
+            with state.gate:
                 if self._repeatable and "Idempotency-Key" in http.headers:
                     return await self._answer_once(http, tenant, state)
                 if self._rate_limited:
                     state.limiter.check(tenant.tenant_id)
                 return respond(render(await self._handler(**await self._arguments(http, tenant, state))), http)
-            finally:
-                if self._rate_limited:
-                    http[ANSWER_HEADERS] = state.limiter.headers(tenant.tenant_id)
+        finally:
+            if self._rate_limited:
+                http[ANSWER_HEADERS] = state.limiter.headers(tenant.tenant_id)
 
     async def _answer_once(self, http: web.Request, tenant: Scope, state: State) -> web.Response:
         """The answer to a request with an Idempotency-Key: only what it has not had before is done, and counted."""
@@ -208,7 +213,10 @@ class Endpoint:
             if argument in self._wanted:
                 arguments[argument] = value
         if self._body is not None:
-            arguments["body"] = await self._body.read(http, state, errors)
+            try:
+                arguments["body"] = await self._body.read(http, state, errors)
+            except Malformed as error:
+                raise Malformed(error.detail, errors=[*errors, {"pointer": "#", "detail": error.detail}]) from None
         if errors:
             count = f"{MOST_PLACES} places or more" if len(errors) >= MOST_PLACES else f"{len(errors)} places"
             places = "1 place" if len(errors) == 1 else count
@@ -259,13 +267,15 @@ class _Body:
             utf_8 = (request.charset or "utf-8").lower() in ("utf-8", "utf8")
             if request.content_type not in self._media_types or not utf_8:
                 raise UnsupportedMediaType(f"Send the body as {' or '.join(self._media_types)}, in UTF-8.")
-        if request.headers.get("Content-Encoding", "identity").lower() not in _CODINGS:
-            raise UnsupportedMediaType(f"Send the body in one of the content codings {', '.join(_CODINGS)}.")
+        coding = ", ".join(request.headers.getall("Content-Encoding", ("identity",))).lower()
+        if coding != "identity" and coding not in _CODINGS:
+            raise UnsupportedMediaType(f"Send the body as it is, or in one of the content codings {', '.join(_CODINGS)}.")
         if (request.content_length or 0) > request.client_max_size:
             raise web.HTTPRequestEntityTooLarge(request.client_max_size)
         if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = strict_json(await _received(request, state))
+        received = await _received(request, state)
+        body = strict_json(received if coding == "identity" else _decoded(received, _CODINGS[coding]))
         errors.extend({"pointer": pointer, "detail": sentence} for pointer, sentence in self._validator.errors(body))
         return body
 
@@ -280,6 +290,23 @@ async def _received(request: web.Request, state: State) -> bytes:
                 return await request.read()
         except TimeoutError:
             raise RequestTimeout(f"The body did not arrive within {state.request_timeout:g} seconds.") from None
+
+
+def _decoded(received: bytes, format: int) -> bytes:
+    """The body out of its content coding, of which no more is made than a body may have.
+
+    Raises TooLarge, and Malformed for what is not in that coding or not whole.
+    """
+    inflate = zlib.decompressobj(format)
+    try:
+        body = inflate.decompress(received, LARGEST_BODY + 1)
+    except zlib.error:
+        raise Malformed("The body is not in the content coding that it is said to be in.") from None
+    if len(body) > LARGEST_BODY:
+        raise too_large()
+    if not inflate.eof or inflate.unused_data:
+        raise Malformed("The body does not end where its content coding does.")
+    return body
 
 
 def network(address: str | None) -> str:

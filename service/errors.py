@@ -146,6 +146,9 @@ class Unavailable(Problem):
 class Overloaded(Unavailable):
     """The service is full, or about to stop: its own choice, and no news for its log each time."""
 
+    def __init__(self, detail: str = "The service has as many requests as it can hold; please try again.") -> None:
+        super().__init__(detail)
+
 
 def not_found(thing: str) -> NoReturn:
     """Raises the 404 that an unknown id and another tenant's id share; `thing` is the resource's name."""

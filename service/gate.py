@@ -27,7 +27,7 @@ class Gate:
         """Takes a place inside. Raises Overloaded where there is none."""
         self.refuse_if_draining()
         if self.inside >= self.most:
-            raise _full()
+            raise Overloaded
         self.inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -40,7 +40,7 @@ class Gate:
         Raises Overloaded where there is none left then, and where twice as many wait already: each may hold a body.
         """
         if self.lent >= 2 * self.most:
-            raise _full()
+            raise Overloaded
         self.inside -= 1
         self.lent += 1
         try:
@@ -49,8 +49,4 @@ class Gate:
             self.inside += 1
             self.lent -= 1
         if self.inside > self.most:
-            raise _full()
-
-
-def _full() -> Overloaded:
-    return Overloaded("The service has as many requests as it can hold; please try again.")
+            raise Overloaded

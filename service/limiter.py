@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from service.errors import Problem, TooManyRuns, TooManyWrongKeys
 
@@ -41,8 +42,11 @@ class FixedWindow:
         self._most = most
         self._windows: OrderedDict[str, _Window] = OrderedDict()
 
-    def admit(self, tenant_id: str) -> None:
-        """Counts one run of the tenant. Raises the refusal, and counts nothing, where its window is full."""
+    def admit(self, tenant_id: str) -> Callable[[], None]:
+        """Counts one run of the tenant. Raises the refusal, and counts nothing, where its window is full.
+
+        What it returns takes the run back, for one that came to nothing.
+        """
         now = self._clock()
         window = self._open_window(tenant_id, now)
         self._refuse_if_full(window, now)
@@ -51,6 +55,7 @@ class FixedWindow:
             if self._most is not None and len(self._windows) > self._most:
                 self._windows.popitem(last=False)
         window.used += 1
+        return partial(_take_back, window)
 
     def check(self, tenant_id: str) -> None:
         """Raises the refusal where `admit` would; a client that waits as long as it says is admitted."""
@@ -82,6 +87,11 @@ class FixedWindow:
                 f"The limit is {self.limit} {self._counted} in {self.seconds} seconds; try again in {wait} seconds.",
                 headers={"Retry-After": str(wait)},
             )
+
+
+def _take_back(window: _Window) -> None:
+    # one that has ended meanwhile is nobody's any more
+    window.used -= 1
 
 
 def wrong_keys(limit: int) -> FixedWindow:

@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 from swagger_ui_bundle import swagger_ui_path
 
+from service.preconditions import is_known
 from service.problems import Handler, answering, nothing_yet, safe_headers
 
 # the browser itself holds the pages to what they promise: no request leaves for another host
@@ -86,18 +87,14 @@ def add_pages(app: web.Application, openapi: Path, spec: dict[str, Any]) -> None
 
 def _bytes(body: bytes, content_type: str) -> Handler:
     """Serves bytes that never change while the process lives, with an ETag (RFC 9110 section 8.8.3)."""
-    etag = sha256(body).hexdigest()[:32]
+    etag = f'"{sha256(body).hexdigest()[:32]}"'
     charset = "utf-8" if content_type.startswith("text/") else None
 
     async def serve(request: web.Request) -> web.StreamResponse:
-        known = request.if_none_match or ()
-        headers = safe_headers(_HEADERS)
-        if any(tag.value in (etag, "*") for tag in known):
-            response = web.Response(status=304, headers=headers)
-        else:
-            response = web.Response(body=body, content_type=content_type, charset=charset, headers=headers)
-        response.etag = etag
-        return response
+        headers = safe_headers({**_HEADERS, "ETag": etag})
+        if "If-None-Match" in request.headers and is_known(request.headers, etag):
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, content_type=content_type, charset=charset, headers=headers)
 
     return serve
 

@@ -7,14 +7,13 @@ import orjson
 from multidict import CIMultiDictProxy
 
 from service.errors import PreconditionFailed
-from service.handlers import Answer
 from service.storage.units import Row
 
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _VERSION = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
 
 
-def tagged(row: Row, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+def tagged(row: Row, status: int = 200, headers: dict[str, str] | None = None) -> tuple[Row, int, dict[str, str]]:
     """The answer that shows `row`, its version as a strong ETag and not in the body."""
     etag = f'"{row.pop("version")}"'
     return row, status, {"ETag": etag, **(headers or {})}

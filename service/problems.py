@@ -1,6 +1,6 @@
 """Turns any failure of a handler into problem+json (RFC 9457), gives each answer its request id, and logs it.
 
-What fails before a route is found, and what is no HTTP, server.py turns into a problem.
+What fails before a route is found, and what is no HTTP, protocol.py turns into a problem.
 """
 
 import itertools
@@ -147,7 +147,7 @@ def new_request_id() -> str:
     return f"{_PROCESS}{next(_COUNT):012x}"
 
 
-def request_id_of(request: web.Request) -> str:
+def request_id_of(request: web.BaseRequest) -> str:
     """The client's own, where it is one sane value; else a new one."""
     given = request.headers.getall("X-Request-ID", [])
     return given[0] if len(given) == 1 and _SANE_ID.fullmatch(given[0]) else new_request_id()
@@ -168,7 +168,12 @@ def _meant(error: Exception, request_id: str) -> Problem:
     return Crash("The service failed; the request id finds the cause in its log.")
 
 
+def too_large() -> TooLarge:
+    """What a body over the limit is answered with, whether it came so or was made so by its content coding."""
+    return TooLarge(f"A body is at most {LARGEST_BODY} bytes.")
+
+
 def _of_http(error: web.HTTPException) -> Problem:
     if error.status == 413:
-        return TooLarge(f"A body is at most {LARGEST_BODY} bytes.")
+        return too_large()
     return Malformed("The request is not one that this service understands.")

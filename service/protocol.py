@@ -7,15 +7,18 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.client_exceptions import ClientPayloadError
-from aiohttp.http_exceptions import ContentEncodingError, PayloadEncodingError
+from aiohttp.http_exceptions import PayloadEncodingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_request import BaseRequest
 
-from service.errors import Crash, Malformed, NotFound, Problem, RequestTimeout, UnsupportedMediaType
+from service.errors import Crash, Malformed, NotFound, Problem, RequestTimeout
 from service.logs import whereabouts
-from service.problems import new_request_id, problem_response
+from service.problems import new_request_id, problem_response, request_id_of
 
+# how much of all answers may wait for clients that take them slowly; looked at before each large one. In bytes
+_MOST_UNSENT = 2**28
+_LARGE = 2**19
 # unsent bytes of one connection
 _HELD_BY_THE_SYSTEM = 2**17
 _log = logging.getLogger(__name__)
@@ -103,7 +106,9 @@ class Protocol(RequestHandler):
         # CONNECT, `OPTIONS *` and a URL without a path match no route, not even that of unknown paths
         if not resp.prepared and "X-Request-ID" not in resp.headers:
             problem = NotFound("There is nothing at this path.")
-            resp = problem_response(problem, request.rel_url.raw_path, new_request_id())
+            resp = problem_response(problem, request.rel_url.raw_path, request_id_of(request))
+        if isinstance(self._manager, Server) and (resp.content_length or 0) > _LARGE:
+            self._manager.make_room()
         return await super().finish_response(request, resp, start_time)
 
     def handle_error(
@@ -119,8 +124,6 @@ class Protocol(RequestHandler):
         problem: Problem
         if isinstance(exc, Problem):
             problem = exc
-        elif isinstance(exc, ContentEncodingError):
-            problem = UnsupportedMediaType("The body is in a content coding that this service does not take.")
         elif status < 500:
             problem = Malformed("The request is not HTTP that this service understands.")
         else:
@@ -141,7 +144,23 @@ class Protocol(RequestHandler):
 
 
 class Server(web.Server):
-    """aiohttp's server with our protocol."""
+    """aiohttp's server with our protocol, and an eye on all its connections."""
 
     def __call__(self) -> RequestHandler:
         return Protocol(self, loop=self._loop, **self._kwargs)
+
+    @property
+    def protocols(self) -> list[Protocol]:
+        return [each for each in self.connections if isinstance(each, Protocol)]
+
+    def make_room(self) -> None:
+        """Ends the connections for which most is waiting, until the others' answers have room in the memory."""
+        protocols = self.protocols
+        waiting = sum(each.unsent for each in protocols)
+        if waiting <= _MOST_UNSENT:
+            return
+        for each in sorted(protocols, key=lambda each: each.unsent, reverse=True):
+            waiting -= each.unsent
+            each.cut_off()
+            if waiting <= _MOST_UNSENT:
+                return

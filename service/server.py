@@ -10,7 +10,6 @@ from typing import Any
 
 import uvloop
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from service import __version__
 from service.auth import DEMO_KEYS
@@ -28,15 +27,15 @@ _GRACE = 1.0
 # client that is still sending would lose the answer
 _KEPT_ALIVE = 75.0
 _LINGER = 2.0
-# how much of all answers may wait for clients that take them slowly, in bytes
-_MOST_UNSENT = 2**28
 
 
 class Runner(web.AppRunner):
     """aiohttp's runner with our protocol, deadlines for slow clients, and an end that lets requests under way finish."""
 
     def __init__(self, app: web.Application, **settings: Any) -> None:
-        super().__init__(app, **{"keepalive_timeout": _KEPT_ALIVE, "lingering_time": _LINGER} | settings)
+        # a body is decoded where it is read: aiohttp would do it, and fail, before the key is known
+        own = {"keepalive_timeout": _KEPT_ALIVE, "lingering_time": _LINGER, "auto_decompress": False}
+        super().__init__(app, **own | settings)
         self._watch: asyncio.Task[None] | None = None
 
     async def setup(self) -> None:
@@ -68,29 +67,15 @@ class Runner(web.AppRunner):
         for site in list(self.sites):
             await site.stop()
 
-    def _connections(self) -> list[RequestHandler]:
-        return list(self.server.connections) if self.server else []
+    def _connections(self) -> list[Protocol]:
+        return self.server.protocols if isinstance(self.server, Server) else []
 
     async def _cut_off_the_slow(self, patience: float) -> None:
         """One watch for all connections: a timer for each request would cost more than most requests do."""
         while True:
             await asyncio.sleep(patience / 10)
-            connections = [each for each in self._connections() if isinstance(each, Protocol)]
-            for connection in connections:
+            for connection in self._connections():
                 connection.cut_off_if_slow(patience)
-            _make_room(connections)
-
-
-def _make_room(connections: list[Protocol]) -> None:
-    """Ends those for which most is waiting, until the others' answers take no more than their share of the memory."""
-    waiting = sum(each.unsent for each in connections)
-    if waiting <= _MOST_UNSENT:
-        return
-    for each in sorted(connections, key=lambda each: each.unsent, reverse=True):
-        waiting -= each.unsent
-        each.cut_off()
-        if waiting <= _MOST_UNSENT:
-            return
 
 
 def serve(app: web.Application, config: Config, announce: Callable[[str], None]) -> None:

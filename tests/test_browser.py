@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +20,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.support.process import Service
 
 KEY = "key_tenant_a"
 HTTP = build_opener(ProxyHandler({}))
@@ -128,24 +128,11 @@ def programs() -> tuple[str, str]:
 def origin(programs: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a server process listens; it has one tool and one agent, both with the id 1."""
     folder = tmp_path_factory.mktemp("server")
-    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--database", str(folder / "x.db")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENT_PLATFORM_")}
-    with (
-        (folder / "server.log").open("w") as log,
-        subprocess.Popen(
-            command, cwd=Path(__file__).parents[1], env=environment, stdout=subprocess.PIPE, stderr=log, text=True
-        ) as server,
-    ):
-        try:
-            assert server.stdout is not None
-            first = server.stdout.readline()
-            assert " listens on http://127.0.0.1:" in first, (folder / "server.log").read_text()
-            url = first.split()[-1]
-            _post(f"{url}/tools", {"name": "search", "description": "Search the web"})
-            _post(f"{url}/agents", {"name": "runner", "role": "Assistant", "description": "Runs errands", "tool_ids": [1]})
-            yield url
-        finally:
-            server.terminate()
+    with Service(folder / "x.db") as server:
+        url = server.origin
+        _post(f"{url}/tools", {"name": "search", "description": "Search the web"})
+        _post(f"{url}/agents", {"name": "runner", "role": "Assistant", "description": "Runs errands", "tool_ids": [1]})
+        yield url
 
 
 def _post(url: str, body: dict[str, Any]) -> None:

@@ -101,8 +101,6 @@ async def test_a_body_that_is_not_strict_json_is_refused_and_leaves_nothing_behi
         b'{"name": "\x00"}',
         b'{"name": "\\x41"}',
         b'{"name": 01}',
-        b'{"name": ' + b"9" * 5000 + b"}",
-        b'{"tool_ids": [-' + b"1" * 5000 + b"]}",
         b"[" * 100_000 + b"]" * 100_000,
         b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
         b"[" * 1_000_000,
@@ -127,7 +125,7 @@ async def test_json_that_is_no_object_of_the_schema_is_refused_at_its_root(clien
         for body in (b"null", b"[]", b"1", b'"x"', b"true", b"1e999", b"-0.0"):
             problem = await refused(client, 400, method, path, AS_JSON, data=body)
             assert places(problem) == ["#"]
-    for number in ("1e999", "-1e999", "1e-999", "1.5", "9" * 4000, "-0", str(2**53), str(2**64)):
+    for number in ("1e999", "-1e999", "1e-999", "1.5", "9" * 4000, "-" + "9" * 900_000, "-0", str(2**53), str(2**64)):
         body = json.dumps({**AGENT, "name": "new"})[:-1] + f', "tool_ids": [{number}]}}'
         problem = await refused(client, 400, "POST", "/agents", AS_JSON, data=body.encode())
         assert places(problem) == ["#/tool_ids/0"], number
@@ -294,6 +292,22 @@ async def test_what_a_client_sent_is_cut_at_a_hundred_characters(client: Client)
     ):
         assert "y" * 101 not in json.dumps(problem)
         assert len(problem["instance"]) <= 100
+
+
+@pytest.mark.parametrize("line", ["OPTIONS *", "CONNECT x:1", "GET http://foo"])
+async def test_what_finds_no_route_bears_the_clients_own_request_id(client: Client, line: str) -> None:
+    async with Wire(client) as wire:
+        answer = await wire.ask(f"{line} HTTP/1.1\r\nHost: x\r\nX-Request-ID: mine\r\nConnection: close\r\n\r\n".encode())
+    assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "mine"
+
+
+@pytest.mark.parametrize("body", [b"abc", b'{"name": NaN}', b"{", b"\xff", b'{"name": "a", "name": "b"}'])
+async def test_a_body_that_is_no_json_is_named_beside_all_other_mistakes(client: Client, body: bytes) -> None:
+    headers = {**KEY_A, "Content-Type": "application/json", "Idempotency-Key": "é"}
+    problem = await refused(client, 400, "POST", "/tools?x=1&y=2", headers, data=body)
+    assert problem["type"].endswith("malformed-request")
+    assert places(problem) == ["#", "Idempotency-Key", "x", "y"]
+    assert problem["errors"][-1] == {"pointer": "#", "detail": problem["detail"]}
 
 
 async def test_every_answer_bears_a_request_id(client: Client) -> None:

@@ -1,6 +1,7 @@
 """What strangers found when they tried to break the service."""
 
 import asyncio
+import gzip
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +25,7 @@ from service.logs import AccessLog
 from service.problems import ACCESS_LOG
 from service.state import STATE
 from tests.conftest import KEY_A, Client, Serve
-from tests.support.http import Wire
+from tests.support.http import Wire, refused
 from tests.support.process import Service, clean_environment
 
 JSON = KEY_A | {"Content-Type": "application/json"}
@@ -41,6 +43,30 @@ async def test_a_megabyte_of_mistakes_is_answered_at_once(client: Client, item: 
     problem = await response.json()
     assert len(problem["errors"]) <= 1000
     assert "Must have at most 50 items." in [error["detail"] for error in problem["errors"]]
+
+
+async def test_a_megabyte_of_long_numbers_is_answered_at_once(client: Client) -> None:
+    numbers = ", ".join(str(10**4298 + number) for number in range(235))
+    began = time.perf_counter()
+    problem = await refused(
+        client, 400, "POST", "/agents", JSON, data=json.dumps(AGENT)[:-1] + f', "tool_ids": [{numbers}]}}'
+    )
+    # computed with, they take over ten seconds
+    assert time.perf_counter() - began < 2.5
+    assert problem["errors"][0]["pointer"].startswith("#/tool_ids")
+
+
+async def test_a_bomb_that_nobody_reads_holds_nobody_up(client: Client) -> None:
+    bomb = gzip.compress(bytes(2**28))
+    for line in ("POST /tools", "GET /health", "DELETE /nowhere"):
+        async with Wire(client) as wire:
+            head = f"{line} HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n"
+            await wire.send(head.encode() + bomb[:-1])
+            await wire.receive()
+            began = time.perf_counter()
+            assert (await client.get("/health")).status == 200
+            # decompressed behind the answer, it takes half a second
+            assert time.perf_counter() - began < 0.25
 
 
 async def test_a_megabyte_of_unknown_fields_is_answered_at_once(client: Client) -> None:
@@ -67,6 +93,43 @@ async def test_an_unknown_content_coding_is_refused(client: Client, coding: str)
     response = await client.post("/tools", data=b'{"name":"n","description":"d"}', headers=headers)
     assert response.status == 415
     assert (await client.json("GET", "/tools"))["total"] == 0
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip"])
+async def test_a_content_coding_is_looked_at_behind_the_key_and_only_where_a_body_is_wanted(
+    client: Client, coding: str
+) -> None:
+    for method, path, key, status in (
+        ("POST", "/tools", {}, 401),
+        ("POST", "/nowhere", KEY_A, 404),
+        ("PUT", "/tools", KEY_A, 405),
+        ("GET", "/health", {}, 200),
+        ("GET", "/tools", KEY_A, 200),
+    ):
+        headers = {**key, "Content-Encoding": coding, "X-Request-ID": "mine"}
+        response = await client.request(method, path, headers=headers, data=b"no such coding")
+        assert (response.status, response.headers["X-Request-ID"]) == (status, "mine"), (method, path)
+
+
+async def test_a_body_in_a_content_coding_is_taken_whole_or_not_at_all(client: Client) -> None:
+    def body(name: str) -> bytes:
+        return json.dumps({"name": name, "description": "d"}).encode()
+
+    for name, coding, encode in (
+        ("a", "gzip", gzip.compress),
+        ("b", "X-GZIP", gzip.compress),
+        ("c", "deflate", zlib.compress),
+    ):
+        headers = JSON | {"Content-Encoding": coding}
+        assert (await client.post("/tools", data=encode(body(name)), headers=headers)).status == 201
+        for broken in (encode(body("x"))[:-1], encode(body("x")) + b" ", encode(body("x")) + encode(b" "), body("x"), b""):
+            problem = await refused(client, 400, "POST", "/tools", headers, data=broken)
+            assert problem["errors"] == [{"pointer": "#", "detail": problem["detail"]}]
+        await refused(client, 413, "POST", "/tools", headers, data=encode(b" " * (2**20 - 20) + body("x")))
+        began = time.perf_counter()
+        await refused(client, 413, "POST", "/tools", headers, data=encode(bytes(200 * 2**20)))
+        assert time.perf_counter() - began < 2
+    assert (await client.json("GET", "/tools"))["total"] == 3
 
 
 async def test_a_broken_coding_writes_no_error_into_the_log(client: Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -116,6 +116,18 @@ def test_a_refused_run_counts_nothing_and_makes_no_window_longer(limiter: FixedW
     assert admitted(limiter, "a", 9) == 5
 
 
+def test_a_run_that_is_taken_back_leaves_its_place_in_its_own_window(limiter: FixedWindow, clock: Clock) -> None:
+    take_back = limiter.admit("a")
+    assert admitted(limiter, "a", 9) == 4
+    take_back()
+    assert admitted(limiter, "a", 9) == 1
+    take_back = limiter.admit("b")
+    clock.now += 60
+    assert admitted(limiter, "b", 9) == 5
+    take_back()
+    assert admitted(limiter, "b", 9) == 0
+
+
 def test_check_refuses_what_admit_would(limiter: FixedWindow, clock: Clock) -> None:
     for _ in range(5):
         limiter.check("a")

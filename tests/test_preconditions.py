@@ -177,6 +177,17 @@ async def test_each_change_gives_a_new_etag_and_each_look_the_same(client: Clien
     assert await tag(client, item) == seen[-1]
 
 
+@pytest.mark.parametrize("path", ["/tools/1", "/agents/1"])
+async def test_what_is_in_use_is_spared_whatever_its_version(client: Client, path: str) -> None:
+    await prepare(client)
+    await client.json("POST", "/agents/1/run", json={"task": "Say hello", "model": "gpt-4o"})
+    for version in ('"99"', "*"):
+        assert (await send(client, "DELETE", f"{path}?if_unused=true", **if_match(version))).status == 409
+    for query in ("", "?if_unused=false"):
+        assert (await send(client, "DELETE", path + query, **if_match('"99"'))).status == 412
+    assert (await send(client, "DELETE", path, **if_match(await tag(client, path)))).status == 204
+
+
 async def test_an_etag_survives_a_restart(serve: Serve) -> None:
     client = await serve()
     await make_tool(client)
@@ -373,7 +384,7 @@ async def test_what_is_no_list_of_etags_is_refused(client: Client, path: str) ->
             assert found.status == 400, (method, value)
             assert method == "HEAD" or places(found.json()) == ["If-None-Match"]
     for name, method in (("If-Match", "DELETE"), ("If-None-Match", "GET")):
-        for lines in (["*", "*"], ['"1"', "*"], ['"1', '2"'], ["", '"1"']):
+        for lines in (["*", "*"], ['"1"', "*"], ['"1', '2"'], ["", ","]):
             found = await send_lines(client, method, f"{path}/1", name, lines)
             assert (found.status, places(found.json())) == (400, [name]), lines
     assert await everything(client) == before
@@ -487,9 +498,21 @@ async def test_what_the_client_has_is_not_sent_again(client: Client, path: str) 
     etag = (await send(client, "PATCH", f"{path}/1", {"description": "Another"})).headers["ETag"]
     assert etag == '"2"'
     for method in ("GET", "HEAD"):
-        for known in ('"2"', 'W/"2"', "*", '"1", "2"', 'W/"1",W/"2"', '"2" , "x"', '"a,b","2"', ' \t"2"\t'):
+        for known in (
+            '"2"',
+            'W/"2"',
+            "*",
+            '"1", "2"',
+            'W/"1",W/"2"',
+            '"2" , "x"',
+            '"a,b","2"',
+            ' \t"2"\t',
+            '"2",',
+            ',"2"',
+            '"1", ,"2"',
+        ):
             assert has_it(await send(client, method, f"{path}/1", **{"If-None-Match": known}), etag), known
-        for lines in (['"1"', '"2"'], ['W/"2"', '"7"']):
+        for lines in (['"1"', '"2"'], ['W/"2"', '"7"'], ["", '"2"']):
             assert has_it(await send_lines(client, method, f"{path}/1", "If-None-Match", lines), etag)
         whole = await send(client, method, f"{path}/1")
         for other in ('"1"', 'W/"1"', '"22"', '""', '"02"', '"W/2"', '"1","3"', '"-2"', '"*"'):

@@ -36,12 +36,17 @@ async def run_agent(
             errors=[{"pointer": "#/task", "detail": f"Stopped by the rule {rule.name}: {rule.summary}"}],
             rule=rule.name,
         )
-    limiter.admit(tenant.tenant_id)
+    take_back = limiter.admit(tenant.tenant_id)
     created_at, began = utc_now(), time.monotonic()
     # no transaction is open while the model thinks
     outcome = await run(agent, task, model, models.adapter(model), tool_executor)
     duration_ms = round((time.monotonic() - began) * 1000)
-    return await tenant.write(_store(_run(agent, task, model, outcome, created_at, duration_ms)))
+    try:
+        return await tenant.write(_store(_run(agent, task, model, outcome, created_at, duration_ms)))
+    except Exception:
+        # nothing is stored, and the client may try again
+        take_back()
+        raise
 
 
 async def get_run(tenant: Scope, run_id: int) -> Answer:

@@ -28,6 +28,8 @@ _READERS = 2
 # a read that takes longer than this, in seconds, lets the others pass
 _SLOW = 0.005
 _LARGEST_BATCH = 256
+# characters that the reads of one hop hold at once, about; a page of the largest runs has more than that alone
+_LARGEST_HOP = 2**22
 _PATIENCE = 5.0
 
 _PRAGMAS = (
@@ -80,7 +82,8 @@ Work = Callable[[list[_Job], sqlite3.Connection], list[Any]]
 class _Lane:
     """One connection and its queue. What has queued up while the last hop was under way makes the next one together.
 
-    `work` runs on the connection's thread and answers each job with its result or its exception, or raises for all.
+    `work` runs on the connection's thread and answers each job with its result or its exception, or raises for all. Jobs
+    that it leaves over come first the next time.
     """
 
     def __init__(self, connection: aiosqlite.Connection, work: Work) -> None:
@@ -130,7 +133,8 @@ class _Lane:
         except Exception as error:
             answers = [error] * len(jobs)
         self._hop_began = None
-        for job, answer in zip(jobs, answers, strict=True):
+        self._waiting[:0] = jobs[len(answers) :]
+        for job, answer in zip(jobs, answers, strict=False):
             if job.answer.done():
                 continue
             if isinstance(answer, Exception):
@@ -236,22 +240,34 @@ def _commit(lock: FileLock, jobs: list[_Job], connection: sqlite3.Connection) ->
 
 
 def _read_each(jobs: list[_Job], connection: sqlite3.Connection) -> list[Any]:
-    """All jobs on one state of the database. What a unit raises is its answer."""
+    """Jobs on one state of the database, as many as memory has room for. What a unit raises is its answer."""
     try:
         connection.execute("begin")
     except sqlite3.Error as error:
         raise _meant(error) from error
     answers: list[Any] = []
+    read = 0
     try:
         for job in jobs:
             try:
                 answers.append(_drive(connection, job.unit, job.bind))
             except Exception as error:
                 answers.append(_meant(error))
+            read += _characters(answers[-1])
+            if read > _LARGEST_HOP:
+                break
     finally:
         if connection.in_transaction:
             connection.execute("rollback")
     return answers
+
+
+def _characters(answer: Any) -> int:
+    """How many characters the rows of an answer hold; one row alone is not looked at, for it is little."""
+    if isinstance(answer, tuple):
+        return sum(map(_characters, answer))
+    rows = answer if isinstance(answer, list) else ()
+    return sum(len(value) for row in rows for value in row.values() if isinstance(value, str))
 
 
 async def _connect(path: Path, pragmas: tuple[str, ...]) -> aiosqlite.Connection:

@@ -22,6 +22,7 @@ from tests.attacks.held_server import hold_file
 from tests.attacks.stored import check_file, copied
 from tests.attacks.victim import HELD, SERVE, Victim
 from tests.support.database import migrated
+from tests.support.secrets import leaks
 
 # a start may take so many milliseconds, from the spawn to the first 200 of /ready
 _START = 2_000.0
@@ -71,6 +72,8 @@ class _Attack:
             except AssertionError as error:
                 where = f"seed {self.seed}, after {self.kills} kills: {dict(self.counts)}"
                 raise AssertionError(f"{where}\n{error}") from None
+        for log in self.folder.rglob("*.log"):
+            assert leaks(log.read_text(errors="replace")) == []
         counts = self.crowd.counts
         return {
             "kills": self.kills,

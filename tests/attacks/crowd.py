@@ -44,7 +44,6 @@ class Crowd:
         self.holders = [Writer(next(signs), key, random.Random(choice.random())) for key in keys for _ in range(holders)]
         # all runs that were settled, by tenant and id
         self._runs: dict[str, dict[int, Item]] = {key: {} for key in keys}
-        self._counted = 0
 
     @property
     def everyone(self) -> list[Writer]:
@@ -86,15 +85,15 @@ class Crowd:
             for writer in self.everyone:
                 if writer.api_key == key:
                     pending = writer.pending
-                    done = writer.settle(found.get(writer.sign, State()))
+                    stored = found.get(writer.sign, State())
+                    self.counts["found"] += writer.found(stored)
+                    done = writer.settle(stored)
                     if pending is not None:
                         self.counts["done" if done else "not done"] += 1
                         if pending.key is not None:
                             retried.append((writer, pending, bool(done)))
             runs.update((run["id"], run) for run in new)
-        acknowledged = sum(writer.acknowledged for writer in self.everyone)
-        self.counts["found"] += acknowledged - self._counted
-        self.counts["acknowledged"] = self._counted = acknowledged
+        self.counts["acknowledged"] = sum(writer.acknowledged for writer in self.everyone)
         for writer, write, done in retried:
             await self._retry(session, origin, writer, write, done)
         kept = [each for writer in self.everyone for each in writer.kept]
@@ -104,9 +103,6 @@ class Crowd:
             again = await send(session, origin, write)
             _is_replay(write, again, status, body)
             self.counts["replays"] += 1
-        self._counted = sum(writer.acknowledged for writer in self.everyone)
-        self.counts["found"] += self._counted - acknowledged
-        self.counts["acknowledged"] = self._counted
 
     async def check_all_runs(self, session: ClientSession, origin: str) -> None:
         """Every run that was ever settled is there as it was, and no other; those since the last time are not settled."""

@@ -6,7 +6,7 @@ request and the answer; any other one is a valid request that was rejected.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from schemathesis import Case, Response
@@ -112,6 +112,10 @@ REASONS = (
 )
 
 
+# what counts as a valid header and is none; told by a validator of the spec (Refusals._mislabelled)
+MISLABELLED = Reason("mislabelled header", 400, "Must be * or a list of ETags in quotes.", lambda case, problem: False)
+
+
 class Refusals:
     """Judges the refusals of valid requests and counts the reasons found."""
 
@@ -125,10 +129,9 @@ class Refusals:
             problem = json.loads(response.content or b"")
             if problem.get("status") != response.status_code:
                 return None
-            fitting = (each.name for each in REASONS if each.status == response.status_code and each.fits(case, problem))
+            reasons = (*REASONS, replace(MISLABELLED, fits=self._mislabelled))
+            fitting = (each.name for each in reasons if each.status == response.status_code and each.fits(case, problem))
             name = next(fitting, None)
-            if name is None and response.status_code == 400 and self._mislabelled(case, problem):
-                name = "mislabelled"
         except (ValueError, KeyError, AttributeError):
             return None
         if name is not None:

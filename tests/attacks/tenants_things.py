@@ -179,7 +179,8 @@ class Things(Base):
             refusal = Refusal("unsupported-media-type", f"Send the body as {wanted}application/json, in UTF-8.")
             headers = {"Content-Type": "text/plain"}
         else:
-            refusal, headers = Refusal("malformed-request", "The body is not JSON: line 1, column 2."), {}
+            detail = "The body is not JSON: line 1, column 2."
+            refusal, headers = Refusal("malformed-request", detail, (("#", detail),)), {}
         self.refused_body(tenant, operation, pick, f"{{{tenant.marker}".encode(), refusal, headers)
 
     def refused_body(

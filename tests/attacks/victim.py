@@ -17,7 +17,7 @@ from tests.support.process import ROOT, clean_environment
 # what is awaited of a process, in seconds, before it counts as hanging
 _PATIENCE = 20.0
 
-SERVE = ("-m", "service", "serve", "--port", "0", "--rate-limit", "1000000", "--log-level", "warning", "--database")
+SERVE = ("-m", "service", "serve", "--port", "0", "--rate-limit", "1000000", "--log-level", "info", "--database")
 MIGRATE = ("-m", "service", "migrate", "--database")
 HELD = ("-m", "tests.attacks.held_server")
 

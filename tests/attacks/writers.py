@@ -60,6 +60,16 @@ class Write:
         found: Item = getattr(self.after, kind)[name]
         return found
 
+    @property
+    def touched(self) -> list[tuple[str, str]]:
+        """Where the states before and after it differ: kinds, each with the name of one."""
+        return [
+            (kind, name)
+            for kind in ("tools", "agents", "runs")
+            for name in {**getattr(self.before, kind), **getattr(self.after, kind)}
+            if not _same(self.before, self.after, kind, name)
+        ]
+
     def answered(self, status: int, body: bytes) -> State:
         """The state after the answer. Raises AssertionError where the answer is not what was asked for."""
         what = f"{self.method} {self.path} {self.body} {dict(self.headers)} -> {status} {body[:600]!r}"
@@ -88,6 +98,8 @@ class Writer:
         # answered requests that had an Idempotency-Key, with status and body
         self.kept: list[tuple[Write, int, bytes]] = []
         self.acknowledged = 0
+        # what was answered since it was last looked for, and the state that each left behind
+        self._unseen: list[Write] = []
         self._numbers = count()
 
     def next(self) -> Write:
@@ -110,9 +122,17 @@ class Writer:
         self.state = write.answered(status, body)
         self.pending = None
         self.acknowledged += 1
+        self._unseen.append(write)
         self.agent_ids |= {agent["id"] for agent in self.state.agents.values() if isinstance(agent["id"], int)}
         if write.key is not None:
             self.kept.append((write, status, body))
+
+    def found(self, stored: State) -> int:
+        """How many of the answered writes are there: what each touched is stored as the last answer or request left it."""
+        states = [self.state] if self.pending is None else [self.pending.before, self.pending.after]
+        seen = sum(any(all(_same(state, stored, *at) for at in write.touched) for state in states) for write in self._unseen)
+        self._unseen.clear()
+        return seen
 
     def settle(self, found: State) -> bool | None:
         """Compares what is stored with what must be; says whether the unanswered request was done, None without one.
@@ -250,6 +270,12 @@ class Writer:
         if new is not None:
             agents[new["name"]] = {**new, "tools": _named(new["tool_ids"], self.state.tools)}
         return replace(self.state, agents=agents)
+
+
+def _same(one: State, other: State, kind: str, name: str) -> bool:
+    """Is the thing of this kind and name the same in both, or in neither?"""
+    found: bool = getattr(one, kind).get(name) == getattr(other, kind).get(name)
+    return found
 
 
 _NEW = {"id": ANY, "created_at": ANY, "updated_at": ANY}

@@ -165,7 +165,7 @@ def test_every_parameter_has_a_type_a_description_and_fits_its_example() -> None
         for parameter in CONTRACT.parameters(path, operation):
             assert CONTRACT.resolve(parameter["schema"])["type"]
             assert parameter["description"]
-            if "example" in parameter:
+            if parameter["in"] != "path":
                 assert list(CONTRACT.validator(parameter["schema"]).iter_errors(parameter["example"])) == []
 
 

@@ -20,7 +20,7 @@ from service.config import Config
 from service.state import STATE
 from service.storage.lock import writer_lock
 from service.storage.sqlite import SqliteDatabase, connect
-from tests.conftest import Serve
+from tests.conftest import KEY_A, Serve
 from tests.support.contract import Contract
 from tests.support.database import migrated
 from tests.support.http import AGENT, PROBLEM, TOOL, Answer, make_agent, make_tool, refused
@@ -376,6 +376,25 @@ async def test_a_connection_that_may_only_read_refuses_each_write_and_serves_eac
     await database._writer.connection.execute_fetchall("pragma query_only = off")
     for method, path, body in requests:
         await client.json(method, path, json=body)
+
+
+async def test_a_run_that_could_not_be_stored_costs_nothing(serve: Serve, config: Config) -> None:
+    client = await serve()
+    await make_agent(client)
+    database = client.app[STATE].authenticator._unscoped._database
+    assert isinstance(database, SqliteDatabase)
+    writer = database._writer
+    task = {"json": {"task": "Say hello", "model": "gpt-4o"}}
+    for key in ({}, {"Idempotency-Key": "once"}):
+        await writer.connection.execute_fetchall("pragma query_only = on")
+        for _ in range(7):
+            response = await client.post("/agents/1/run", headers=KEY_A | key, **task)
+            assert (response.status, response.headers["RateLimit"].partition(";t")[0]) == (503, '"run";r=5')
+        await writer.connection.execute_fetchall("pragma query_only = off")
+    for left in (4, 3, 2, 1, 0):
+        response = await client.post("/agents/1/run", headers=KEY_A | {"Idempotency-Key": f"once-{left}"}, **task)
+        assert (response.status, response.headers["RateLimit"].partition(";t")[0]) == (200, f'"run";r={left}')
+    assert (await client.json("GET", "/runs"))["total"] == 5
 
 
 @pytest.mark.parametrize("comes_back", [True, False], ids=["moved away and back", "removed"])

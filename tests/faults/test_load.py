@@ -26,7 +26,7 @@ from service.storage.scope import Scope
 from service.storage.sqlite import SqliteDatabase, connect
 from service.storage.units import Unit, ask
 from service.times import utc_now
-from tests.conftest import Serve
+from tests.conftest import KEY_A, Serve
 from tests.support.database import migrated
 from tests.support.http import AGENT, TOOL
 from tests.support.process import Service
@@ -357,6 +357,31 @@ async def test_the_key_cache_remembers_the_keys_of_one_moment_whatever_it_has_se
         await asyncio.gather(*map(authenticator.scope, keys[start : start + 100]))
     assert len(authenticator._found) == 1_000
     await database.close()
+
+
+async def test_large_pages_at_once_take_the_memory_of_a_few(tmp_path: Path) -> None:
+    with Service(migrated(tmp_path / "large.db"), "--log-level", "error", "--rate-limit", "1000") as service:
+        status = Path(f"/proc/{service.process.pid}/status")
+
+        def peak() -> int:
+            """The most that the process has ever held, in MB."""
+            return int(status.read_text().partition("VmHWM:")[2].split()[0]) // 1024
+
+        async with ClientSession(service.origin, headers=KEY_A) as session:
+            await session.post("/agents", json=AGENT)
+            runs = [session.post("/agents/1/run", json={"task": "世" * 20_000, "model": "gpt-4o"}) for _ in range(60)]
+            assert {(await each).status for each in runs} == {200}
+            before = peak()
+
+            async def read() -> int:
+                async with session.get("/runs?limit=100") as response:
+                    return len(await response.read())
+
+            sizes = await asyncio.gather(*(read() for _ in range(40)))
+        assert len(set(sizes)) == 1
+        assert sizes[0] > 7_000_000
+        # all at once, they take a gigabyte
+        assert peak() - before < 450, (before, peak())
 
 
 async def test_ten_thousand_callers_leave_nothing_behind(serve: Serve, config: Config) -> None:

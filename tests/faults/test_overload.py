@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from io import BytesIO
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import ClientResponse, web
 
 from service.app import make_app
+from service.auth import new_key
 from service.config import Config
 from service.execution.models import Conversation, MockModel, ModelRegistry, ToolCall
 from service.state import STATE
@@ -76,6 +78,9 @@ class House:
         assert response.status == 503, (method, path, await response.read())
         assert response.headers["Retry-After"] == "1"
         assert response.headers["Content-Type"] == PROBLEM
+        assert ("RateLimit" in response.headers) == (
+            path.endswith("/run") and headers["X-API-Key"].startswith("key_tenant_")
+        )
         if method != "HEAD":
             assert (await response.json())["type"] == "urn:agent-platform:problem:unavailable"
         return response
@@ -164,6 +169,31 @@ async def test_what_needs_no_place_is_answered_at_once_while_the_service_is_full
         assert (await house.ask("DELETE", "/tools")).status == 405
         async with Wire(house.client) as wire:
             assert (await wire.ask(b"nonsense\r\n\r\n")).status == 400
+
+
+async def test_keys_that_the_storage_does_not_find_in_time_are_refused_at_once_too(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authenticator, may_answer = house.app[STATE].authenticator, asyncio.Event()
+    find = authenticator._unscoped.one
+
+    async def late(query: str, **parameters: Any) -> Any:
+        await may_answer.wait()
+        return await find(query, **parameters)
+
+    monkeypatch.setattr(authenticator, "_unscoped", SimpleNamespace(one=late))
+    asked = [asyncio.create_task(house.client.get("/whoami", headers={"X-API-Key": new_key()})) for _ in range(2 * PLACES)]
+    async with asyncio.timeout(2):
+        while authenticator._asked < 2 * PLACES:  # noqa: ASYNC110  # nothing announces it
+            await asyncio.sleep(0.005)
+    for method, path, body in REQUESTS:
+        await house.refuses(method, path, body, {"X-API-Key": new_key()})
+    # who is known need not be asked for
+    assert (await house.ask("GET", "/whoami")).status == 200
+    may_answer.set()
+    assert {(await each).status for each in asked} == {401}
+    assert authenticator._asked == 0
+    assert (await house.ask("GET", "/whoami", headers={"X-API-Key": new_key()})).status == 401
 
 
 async def test_a_place_that_becomes_free_is_taken_by_whoever_comes_next(house: House) -> None:

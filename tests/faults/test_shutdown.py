@@ -16,6 +16,7 @@ from tests.attacks.held_server import hold_file
 from tests.conftest import KEY_A
 from tests.support.http import AGENT, TOOL
 from tests.support.process import ROOT, clean_environment
+from tests.support.secrets import leaks
 
 TASK = {"task": "Please hold on", "model": "gpt-4o"}
 
@@ -26,13 +27,16 @@ class Held:
     def __init__(self, database: Path) -> None:
         self.database = database
         self.hold = hold_file(database)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.attacks.held_server", str(database)],
-            stdout=subprocess.PIPE,
-            env=clean_environment(),
-            cwd=ROOT,
-            text=True,
-        )
+        self.log = database.with_suffix(".log")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.attacks.held_server", str(database)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=clean_environment(),
+                cwd=ROOT,
+                text=True,
+            )
         assert self.process.stdout is not None
         self.origin = self.process.stdout.readline().split()[-1]
 
@@ -45,6 +49,7 @@ class Held:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+        assert leaks(self.log.read_text()) == []
 
     def rows(self, query: str) -> list[tuple[object, ...]]:
         with closing(sqlite3.connect(self.database)) as connection:
