@@ -17,11 +17,10 @@ from service.auth import key_hash, key_prefix, new_key
 from service.config import Config, database_option, option, serve_options
 from service.logs import Formatter
 from service.resources import resource
-from service.storage.migrations import MigrationError, check, hold
-from service.storage.migrations import migrate as apply_migrations
+from service.storage.engines import engine_of
+from service.storage.migrations import MigrationError
 from service.storage.queries import load_queries
 from service.storage.scope import Unscoped
-from service.storage.sqlite import SqliteDatabase
 from service.storage.units import Row, T, UniqueViolation, Unit, ask
 from service.times import utc_now
 
@@ -93,14 +92,11 @@ def serve(**options: Any) -> None:
 
 @cli.command()
 @database_option
-def migrate(database: Path) -> None:
+def migrate(database: Path | str) -> None:
     """Make the database, or bring it to this version."""
-    with _clear_errors():
-        lock = hold(database)
-        try:
-            applied = apply_migrations(database, resource("migrations"))
-        finally:
-            lock.close()
+    engine = engine_of(database)
+    with _clear_errors(), engine.held():
+        applied = engine.migrate(resource("migrations"))
     click.echo(f"Applied {', '.join(applied)}." if applied else "Nothing to apply: the database is up to date.")
 
 
@@ -112,7 +108,7 @@ def tenants() -> None:
 @tenants.command("create")
 @click.argument("tenant_id", metavar="ID", callback=_tenant)
 @database_option
-def create_tenant(tenant_id: str, database: Path) -> None:
+def create_tenant(tenant_id: str, database: Path | str) -> None:
     """Create the tenant ID."""
 
     def unit() -> Unit[None]:
@@ -127,7 +123,7 @@ def create_tenant(tenant_id: str, database: Path) -> None:
 
 @tenants.command("list")
 @database_option
-def list_tenants(database: Path) -> None:
+def list_tenants(database: Path | str) -> None:
     """List the tenants, with how many keys work for each."""
 
     def unit() -> Unit[list[Row]]:
@@ -152,7 +148,7 @@ tenant_option = option("--tenant", required=True, metavar="ID", callback=_tenant
 @tenant_option
 @option("--label", metavar="TEXT", help="What the key is for, at most 100 characters.")
 @database_option
-def create_key(tenant: str, label: str | None, database: Path) -> None:
+def create_key(tenant: str, label: str | None, database: Path | str) -> None:
     """Create a key and print it, once: only its hash is stored."""
     if label is not None and (not 1 <= len(label) <= 100 or not label.isprintable()):
         raise click.BadParameter("a label has 1 to 100 printable characters.")
@@ -179,7 +175,7 @@ def create_key(tenant: str, label: str | None, database: Path) -> None:
 @keys.command("list")
 @tenant_option
 @database_option
-def list_keys(tenant: str, database: Path) -> None:
+def list_keys(tenant: str, database: Path | str) -> None:
     """List a tenant's keys by their first characters."""
 
     def unit() -> Unit[list[Row]]:
@@ -197,7 +193,7 @@ def list_keys(tenant: str, database: Path) -> None:
 @keys.command("revoke")
 @click.argument("key_id", metavar="KEY_ID", type=click.IntRange(1, 2**53 - 1))
 @database_option
-def revoke_key(key_id: int, database: Path) -> None:
+def revoke_key(key_id: int, database: Path | str) -> None:
     """Revoke a key. A server that runs forgets it within a second."""
 
     def unit() -> Unit[Row | None]:
@@ -215,18 +211,20 @@ def _need_tenant(tenant: str) -> Unit[None]:
         raise click.BadParameter(f"there is no tenant {tenant!r}; `agent-platform tenants create` makes one.")
 
 
-def _run(database: Path, unit: Callable[[], Unit[T]]) -> T:
+def _run(database: Path | str, unit: Callable[[], Unit[T]]) -> T:
     """Runs one unit of work on a migrated database, beside a running server if there is one."""
 
+    engine = engine_of(database)
+
     async def once() -> T:
-        storage = await SqliteDatabase.open(database, load_queries(resource("sql")))
+        storage = await engine.open(load_queries(resource("sql"), engine.name))
         try:
             return await Unscoped(storage).write(unit())
         finally:
             await storage.close()
 
     with _clear_errors():
-        check(database, resource("migrations"))
+        engine.check(resource("migrations"))
         return asyncio.run(once())
 
 

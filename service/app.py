@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 
 from aiohttp import web
 
@@ -19,10 +18,9 @@ from service.pages import add_pages
 from service.problems import answer_the_rest
 from service.resources import resource
 from service.state import STATE, State
-from service.storage.migrations import hold, known_migrations, migrate
+from service.storage.engines import engine_of
 from service.storage.queries import load_queries
 from service.storage.scope import Unscoped
-from service.storage.sqlite import SqliteDatabase
 from service.storage.units import Unit, ask
 from service.times import utc_now
 
@@ -48,14 +46,13 @@ def make_app(
     app = build_app(spec)
     add_pages(app, openapi, spec)
     answer_the_rest(app)
-    queries = load_queries(resource("sql"))
+    engine = engine_of(config.database)
+    queries = load_queries(resource("sql"), engine.name)
 
     async def storage(app: web.Application) -> AsyncIterator[None]:
-        path = Path(config.database)
-        lock = hold(path)
-        try:
-            migrate(path, resource("migrations"))
-            database = await SqliteDatabase.open(path, queries)
+        with engine.held():
+            engine.migrate(resource("migrations"))
+            database = await engine.open(queries)
             try:
                 unscoped = Unscoped(database)
                 if config.serves_demo:
@@ -69,13 +66,11 @@ def make_app(
                     request_timeout=config.request_timeout,
                     models=registry,
                     tool_executor=tool_executor or MockTools(),
-                    check_storage=partial(_check, unscoped, known_migrations(resource("migrations"))),
+                    check_storage=partial(_check, unscoped, engine.known(resource("migrations"))),
                 )
                 yield
             finally:
                 await database.close()
-        finally:
-            lock.close()
 
     app.cleanup_ctx.append(storage)
     return app

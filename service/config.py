@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from service.storage.engines import is_url
+
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -19,7 +21,7 @@ class Config:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    database: Path = Path("agent-platform.db")
+    database: Path | str = Path("agent-platform.db")
     rate_limit: int = 5
     rate_window: int = 60
     wrong_key_limit: int = 100
@@ -68,7 +70,12 @@ def _host(context: click.Context, parameter: click.Parameter, value: str) -> str
     return value
 
 
-def _database(context: click.Context, parameter: click.Parameter, value: str) -> Path:
+def _database(context: click.Context, parameter: click.Parameter, value: str) -> Path | str:
+    try:
+        if is_url(value):
+            return value
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
     if value == ":memory:" or not value.strip():
         raise click.BadParameter("the database is a file, named by its path.")
     try:
@@ -86,9 +93,9 @@ database_option = option(
     "--database",
     default=str(Config.database),
     show_default=True,
-    metavar="FILE",
+    metavar="FILE|URL",
     callback=_database,
-    help="The SQLite file.",
+    help="The SQLite file, or the postgresql:// URL of a PostgreSQL database.",
 )
 
 

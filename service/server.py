@@ -18,6 +18,7 @@ from service.logs import AccessLog
 from service.problems import ACCESS_LOG
 from service.protocol import Protocol, Server
 from service.state import STATE
+from service.storage.engines import engine_of
 
 # A stop takes five seconds at the most. Requests under way get the first part to end by themselves; aiohttp takes the second
 # part up to twice, once to wait and once to cancel.
@@ -103,7 +104,7 @@ async def _serve(app: web.Application, config: Config, announce: Callable[[str],
         origin = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{address[1]}"
         announce(f"Agent Platform {__version__} listens on {origin}")
         announce(f"Documentation: {origin}/docs and {origin}/redoc")
-        announce(f"Database: {config.database}")
+        announce(f"Database: {engine_of(config.database)}")
         if config.serves_demo:
             announce(f"Demo keys, for this try only: {' and '.join(DEMO_KEYS)}")
         await stop.wait()

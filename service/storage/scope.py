@@ -17,21 +17,26 @@ Bind = Callable[[Ask], Statement]
 
 
 class Database(Protocol):
-    """What an engine gives: its queries, and two ways to run a unit of work."""
+    """What an engine gives: its queries, and two ways to run a unit of work, for one tenant or for none."""
 
     queries: Mapping[str, Query]
 
-    def read(self, unit: Unit[T], bind: Bind) -> Awaitable[T]: ...
+    def read(self, unit: Unit[T], bind: Bind, tenant_id: str | None) -> Awaitable[T]: ...
 
-    def write(self, unit: Unit[T], bind: Bind) -> Awaitable[T]: ...
+    def write(self, unit: Unit[T], bind: Bind, tenant_id: str | None) -> Awaitable[T]: ...
 
     async def check(self) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class _View(ABC):
     """Runs named queries one by one or as units of work; what may be bound is the subclass's to say."""
 
     __slots__ = ("_database",)
+
+    # whose view it is
+    tenant_id: str | None
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -56,18 +61,18 @@ class _View(ABC):
 
     async def read(self, unit: Unit[T]) -> T:
         """Runs a unit of queries that only read, all on one state of the storage."""
-        return await self._database.read(unit, self.bind)
+        return await self._database.read(unit, self.bind, self.tenant_id)
 
     async def write(self, unit: Unit[T]) -> T:
         """Runs a unit of work as one transaction; it is stored for good when this returns."""
-        return await self._database.write(unit, self.bind)
+        return await self._database.write(unit, self.bind, self.tenant_id)
 
     def _run(self, shape: Shape, asked: Ask) -> Awaitable[Any]:
         query = self._query(asked.name)
         if query.shape is not shape:
             raise TypeError(f"The query {asked.name} answers with {query.shape.name}, not {shape.name}.")
         run = self._database.write if query.writes else self._database.read
-        return run(_single(asked), self.bind)
+        return run(_single(asked), self.bind, self.tenant_id)
 
     def _query(self, name: str) -> Query:
         query = self._database.queries.get(name)
@@ -80,6 +85,8 @@ class Scope(_View):
     """One tenant's view. `key_id` is the key that opened it, None for a demo key."""
 
     __slots__ = ("key_id", "tenant_id")
+
+    tenant_id: str
 
     def __init__(self, database: Database, tenant_id: str, key_id: int | None) -> None:
         super().__init__(database)
@@ -103,6 +110,8 @@ class Unscoped(_View):
     """What belongs to no tenant: the queries of sql/unscoped.sql and no others."""
 
     __slots__ = ()
+
+    tenant_id = None
 
     def bind(self, asked: Ask) -> Statement:
         """The query and its parameters. Raises PermissionError for a tenant's query."""
