@@ -54,7 +54,7 @@ def migrate(database: Path, folder: Path) -> list[str]:
     The caller holds the file (`hold`). Raises MigrationError for a file that is no database, is another program's, or was
     migrated by a newer version.
     """
-    if not check(database, folder, complete=False):
+    if not check(database, folder, complete=False) and not _is_locked(database):
         return []
     with _backend(database) as backend:
         # a migrator that was killed leaves its row behind; no other one can be alive, for we hold the file
@@ -65,6 +65,12 @@ def migrate(database: Path, folder: Path) -> list[str]:
             applied = [migration.id for migration in missing]
             backend.apply_migrations(missing)
     return applied
+
+
+def _is_locked(database: Path) -> bool:
+    """Was a migrator killed when its work was done, and its lock not given back?"""
+    with closing(connect(database)) as connection:
+        return bool(connection.execute("select exists (select 1 from yoyo_lock)").fetchone()[0])
 
 
 def check(database: Path, folder: Path, *, complete: bool = True) -> list[str]:

@@ -165,7 +165,9 @@ def test_every_parameter_has_a_type_a_description_and_fits_its_example() -> None
         for parameter in CONTRACT.parameters(path, operation):
             assert CONTRACT.resolve(parameter["schema"])["type"]
             assert parameter["description"]
-            if parameter["in"] != "path":
+            # a cursor is good for one list of one tenant: there is no example that would be taken
+            assert ("example" in parameter) == (parameter["name"] != "cursor")
+            if "example" in parameter:
                 assert list(CONTRACT.validator(parameter["schema"]).iter_errors(parameter["example"])) == []
 
 

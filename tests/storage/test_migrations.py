@@ -63,6 +63,16 @@ def test_a_migration_that_was_applied_and_not_recorded_is_applied_again(tmp_path
         assert schema(file) == whole
 
 
+def test_a_lock_that_outlived_its_migrator_goes_even_where_nothing_is_to_be_applied(tmp_path: Path) -> None:
+    file = tmp_path / "killed.db"
+    with closing(hold(file)):
+        migrate(file, FOLDER)
+        with closing(connect(file)) as connection:
+            connection.execute("insert into yoyo_lock (locked, ctime, pid) values (1, '2026-01-01', 999999)")
+            assert migrate(file, FOLDER) == []
+            assert connection.execute("select count(*) from yoyo_lock").fetchone() == (0,)
+
+
 def test_a_file_in_which_only_yoyo_began_is_migrated(tmp_path: Path) -> None:
     file = tmp_path / "begun.db"
     with closing(sqlite3.connect(file)) as connection:
