@@ -87,7 +87,23 @@ def serve(**options: Any) -> None:
     for library in ("connexion", "aiosqlite", "asyncio", "yoyo", "openapi_spec_validator"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
     with _clear_errors():
-        run(make_app(config), config, lambda line: click.echo(line))
+        if config.workers > 1:
+            _serve_with_workers(config)
+        else:
+            run(make_app(config), config, click.echo)
+
+
+def _serve_with_workers(config: Config) -> None:
+    """Serves with several processes, which share what is outside of them and nothing else."""
+    engine = engine_of(config.database)
+    if not engine.is_shared:
+        raise click.UsageError("more than one worker wants a database that processes can share: --database postgresql://…")
+    try:
+        from service.workers import serve as run
+    except ModuleNotFoundError as error:
+        raise click.UsageError(f"{error.name} is not installed: pip install 'agent-platform[postgresql]'.") from None
+    engine.migrate(resource("migrations"))
+    run(config, click.echo)
 
 
 @cli.command()

@@ -22,6 +22,7 @@ class Config:
     host: str = "127.0.0.1"
     port: int = 8000
     database: Path | str = Path("agent-platform.db")
+    workers: int = 1
     rate_limit: int = 5
     rate_window: int = 60
     wrong_key_limit: int = 100
@@ -111,6 +112,13 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="0: any free one.",
         ),
         database_option,
+        option(
+            "--workers",
+            type=_Whole(1, 1_000),
+            default=Config.workers,
+            show_default=True,
+            help="Processes on one port; more than one want PostgreSQL and a shared limiter.",
+        ),
         option(
             "--rate-limit",
             type=_Whole(1, 1_000_000),

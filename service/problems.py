@@ -70,7 +70,7 @@ def answering(handler: Handler) -> Handler:
             headers.update(more)
         app = request.app
         state = app.get(STATE)
-        if response.status == RequestTimeout.status or (state is not None and state.gate.draining):
+        if response.status == RequestTimeout.status or (state is not None and state.gate.closing):
             # what still comes of a body is no request; and the next request is for another process
             response.force_close()
         elif "Expect" in request.headers and not request.content.is_eof():

@@ -18,6 +18,7 @@ from service.config import Config
 from service.contract import load_spec
 from service.server import Runner
 from service.storage.queries import load_queries
+from tests.support import postgresql
 from tests.support.contract import Contract
 from tests.support.database import migrated
 from tests.support.secrets import LeakFinder
@@ -95,9 +96,26 @@ def contract() -> Contract:
     return Contract()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test of a service runs on both engines, but for those that are marked as about the embedded one."""
+    if "engine" not in metafunc.fixturenames:
+        return
+    engines = [pytest.param("sqlite")]
+    if metafunc.definition.get_closest_marker("embedded") is None:
+        away = pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
+        engines.append(pytest.param("postgresql", marks=away))
+    metafunc.parametrize("engine", engines)
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    return Config(database=migrated(tmp_path / "test.db"))
+def database(engine: str, tmp_path: Path) -> Path | str:
+    """A migrated, empty database: a file, or a URL."""
+    return migrated(tmp_path / "test.db") if engine == "sqlite" else postgresql.emptied()
+
+
+@pytest.fixture
+def config(database: Path | str) -> Config:
+    return Config(database=database)
 
 
 Serve = Callable[..., Awaitable[Client]]

@@ -18,6 +18,8 @@ class Engine(ABC):
 
     # the folder of its own queries below sql/
     name: str
+    # can several processes serve one database?
+    is_shared: bool
 
     @abstractmethod
     @contextmanager
@@ -49,6 +51,7 @@ class Embedded(Engine):
     """SQLite, on a file."""
 
     name = "sqlite"
+    is_shared = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,6 +86,7 @@ class Postgresql(Engine):
     """PostgreSQL, at a URL. Its drivers come with an extra, and are loaded only here."""
 
     name = "postgresql"
+    is_shared = True
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -1,0 +1,79 @@
+"""Several processes on one port: gunicorn starts them, starts again what dies, and drains and reloads them."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.worker import GunicornUVLoopWebWorker
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+
+from service.app import make_app
+from service.config import Config
+from service.logs import AccessLog
+from service.problems import ACCESS_LOG
+from service.server import FINISH, GRACE, Runner, allow_many_connections, announcement
+
+# a worker that says nothing for so long hangs, and is killed and replaced; in seconds
+_HANGS = 30
+
+
+class WorkerRunner(Runner):
+    """The runner of one of several processes: what it can't take any more, the others do."""
+
+    async def cleanup(self) -> None:
+        if self.sites:
+            await self.hand_over(FINISH)
+        await super().cleanup()
+
+
+class Worker(GunicornUVLoopWebWorker):
+    """aiohttp's worker, as it is; named here because gunicorn wants a class by its name."""
+
+
+class Workers(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn with our settings instead of a file and a command line of its own."""
+
+    def __init__(self, config: Config, announce: Callable[[str], None]) -> None:
+        self._config = config
+        self._announce = announce
+        super().__init__()
+
+    def load_config(self) -> None:
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        settings = {
+            "bind": f"{host}:{self._config.port}",
+            "workers": self._config.workers,
+            "worker_class": f"{__name__}.{Worker.__name__}",
+            "graceful_timeout": int(FINISH + 3 * GRACE),
+            "timeout": _HANGS,
+            "loglevel": "warning",
+            "when_ready": self._say_where,
+        }
+        for name, value in settings.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """What each worker makes its runner with, after the fork."""
+
+        async def runner() -> web.AppRunner:
+            app = make_app(self._config)
+            if self._config.log_level in ("debug", "info"):
+                app[ACCESS_LOG] = AccessLog(sys.stderr)
+            return WorkerRunner(app, access_log=None, shutdown_timeout=GRACE)
+
+        return runner
+
+    def _say_where(self, arbiter: Arbiter) -> None:
+        for line in announcement(self._config, arbiter.LISTENERS[0].sock.getsockname()[1]):
+            self._announce(line)
+
+
+def serve(config: Config, announce: Callable[[str], None]) -> None:
+    """Serves with `config.workers` processes until SIGTERM or SIGINT; SIGHUP replaces them one and all.
+
+    The database is migrated already. `announce` gets the lines that say where.
+    """
+    allow_many_connections()
+    Workers(config, announce).run()
