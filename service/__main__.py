@@ -14,7 +14,7 @@ import click
 
 from service import __version__
 from service.auth import key_hash, key_prefix, new_key
-from service.config import Config, database_option, option, serve_options
+from service.config import Config, database_option, location_option, option, serve_options
 from service.logs import Formatter
 from service.resources import resource
 from service.storage.engines import engine_of
@@ -114,6 +114,38 @@ def migrate(database: Path | str) -> None:
     with _clear_errors(), engine.held():
         applied = engine.migrate(resource("migrations"))
     click.echo(f"Applied {', '.join(applied)}." if applied else "Nothing to apply: the database is up to date.")
+
+
+@cli.command()
+@location_option("--from", "source", help="The database to move, which nobody writes meanwhile.")
+@location_option("--to", "target", help="The database to move it to, empty; it is migrated first.")
+@click.option("--resume", is_flag=True, help="Go on with a move that was interrupted.")
+def copy(source: Path | str, target: Path | str, resume: bool) -> None:
+    """Move everything from one database to another, ids and times kept, and compare the two."""
+    from service.storage.copying import Copied, CopyError, total_rows
+    from service.storage.copying import copy as move
+
+    one, other = engine_of(source), engine_of(target)
+
+    async def all_of_it() -> Copied:
+        databases = [await engine.open(load_queries(resource("sql"), engine.name)) for engine in (one, other)]
+        try:
+            # each row is moved once and compared once
+            total = 2 * await total_rows(databases[0])
+            with click.progressbar(length=total, label="Moving and comparing", file=sys.stderr) as bar:
+                return await move(*databases, resume=resume, moved=bar.update)
+        finally:
+            for database in databases:
+                await database.close()
+
+    with _clear_errors(), one.held(), other.held():
+        one.check(resource("migrations"))
+        other.migrate(resource("migrations"))
+        try:
+            done = asyncio.run(all_of_it())
+        except CopyError as error:
+            raise Failed(str(error)) from None
+    click.echo(f"Moved {done.tenants} tenants with {done.rows} rows to {other}; both have the checksum {done.checksum}.")
 
 
 @cli.group()

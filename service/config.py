@@ -100,6 +100,11 @@ database_option = option(
 )
 
 
+def location_option(name: str, argument: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option that names a database, and no environment variable does."""
+    return click.option(name, argument, required=True, metavar="FILE|URL", callback=_database, **settings)
+
+
 def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of `serve`, which arrive as the fields of Config."""
     options = (

@@ -89,4 +89,6 @@ drop policy if exists all_of_them on api_keys;
 create policy all_of_them on api_keys to agent_platform_operator using (true);
 
 grant select on tenants to agent_platform_tenant;
+grant select, insert on api_keys to agent_platform_tenant;
+grant select, update on api_keys_id_seq to agent_platform_operator;
 grant select, insert, update, delete on tenants, api_keys to agent_platform_operator;

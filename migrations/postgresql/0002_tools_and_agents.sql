@@ -131,3 +131,4 @@ create policy its_own on agent_tools to agent_platform_tenant
 
 grant select, insert, update, delete on tools, agent_ids, agents, agent_tools to agent_platform_tenant;
 grant select on agent_details to agent_platform_tenant;
+grant select, update on tools_id_seq, agent_ids_id_seq to agent_platform_operator;

@@ -108,3 +108,4 @@ create policy its_own on run_counts to agent_platform_tenant
 
 grant select, insert, delete on runs to agent_platform_tenant;
 grant select, insert, update on run_counts to agent_platform_tenant;
+grant select, update on runs_id_seq to agent_platform_operator;
