@@ -108,8 +108,17 @@ def _serve_with_workers(config: Config) -> None:
 
 @cli.command()
 @database_option
-def migrate(database: Path | str) -> None:
+@click.option(
+    "--print-distribution",
+    is_flag=True,
+    help="Touch no database, but print the statements that spread one over nodes by tenant, for PostgreSQL with Citus.",
+)
+def migrate(database: Path | str, print_distribution: bool) -> None:
     """Make the database, or bring it to this version."""
+    if print_distribution:
+        text = (resource("migrations") / "postgresql" / "distribution" / "citus.sql").read_text(encoding="utf-8")
+        click.echo(text, nl=False)
+        return
     engine = engine_of(database)
     with _clear_errors(), engine.held():
         applied = engine.migrate(resource("migrations"))

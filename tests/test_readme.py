@@ -29,9 +29,13 @@ def blocks(title: str) -> list[tuple[str, str]]:
     return [(match[1], match[2]) for match in BLOCK.finditer(section(title))]
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with Service(tmp_path / "tour.db") as running:
+@pytest.fixture(params=[1, 3], ids=["one worker", "three workers"])
+def service(engine: str, database: Path | str, request: pytest.FixtureRequest) -> Iterator[Service]:
+    """Served as the README says, by one process or, where the database is shared, by three."""
+    shared = ("--workers", str(request.param), "--limiter", store.emptied()) if request.param > 1 else ()
+    if shared and engine == "sqlite":
+        pytest.skip("The embedded database is for one process.")
+    with Service(database, *shared) as running:
         yield running
 
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 
@@ -20,9 +21,9 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 class Service:
-    """`serve` on a free port; `origin` is where it listens."""
+    """`serve` on a free port, on a file or a URL; `origin` is where it listens."""
 
-    def __init__(self, database: Path, *options: str) -> None:
+    def __init__(self, database: Path | str, *options: str) -> None:
         self.database = database
         at_length = () if "--log-level" in options else ("--log-level", "debug")
         command = [
@@ -37,7 +38,8 @@ class Service:
             *at_length,
             *options,
         ]
-        self.log = database.with_suffix(".log")
+        folder = tempfile.mkdtemp() if isinstance(database, str) else database.parent
+        self.log = Path(folder) / f"{'serve' if isinstance(database, str) else database.stem}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=clean_environment())
         self.announced: list[str] = []
