@@ -85,7 +85,7 @@ def serve(**options: Any) -> None:
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
     # libraries speak at their own length: their debug records hold URLs, bodies and SQL
-    for library in ("connexion", "aiosqlite", "asyncio", "yoyo", "openapi_spec_validator"):
+    for library in ("connexion", "aiosqlite", "asyncio", "redis", "yoyo", "openapi_spec_validator"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
     with _clear_errors():
         run(make_app(config), config, lambda line: click.echo(line))
