@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha1
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError, RedisError
+from redis.exceptions import ConnectionError, NoScriptError, RedisError
 
 from service.errors import Unavailable
 from service.limiter import FixedWindow, Quota, RunLimiter, TakeBack, over_the_limit, rate_limit_headers
@@ -52,6 +53,7 @@ end
 return {counted, used, ends - now, ends}
 """
 
+_SHA = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 _DATABASE = re.compile(r"/?[0-9]*", re.ASCII)
 
 # Seconds: how long an answer is waited for, with all that it takes, and how long a server that does not answer is left
@@ -113,7 +115,6 @@ class SharedWindow:
         self.limit = limit
         self.seconds = seconds
         self._client = client
-        self._script = client.register_script(_SCRIPT)
         self._meanwhile = meanwhile
         self._connections = asyncio.Semaphore(_CONNECTIONS)
         self._lost = False
@@ -143,7 +144,12 @@ class SharedWindow:
         await self._client.aclose()
 
     async def _ask(self, tenant_id: str, what: str, ends: int = 0) -> _Told:
-        answer = await self._script([PREFIX + tenant_id], [what, self.limit, self.seconds * 1_000_000, ends])
+        told = (1, PREFIX + tenant_id, what, self.limit, self.seconds * 1_000_000, ends)
+        try:
+            answer = await self._client.evalsha(_SHA, *told)
+        except NoScriptError:
+            # a server that was started again, or told to forget: it has done nothing yet, and keeps what it is sent now
+            answer = await self._client.eval(_SCRIPT, *told)
         counted, used, left, ends = answer
         return _Told(bool(counted), used, left / 1e6, ends, time.monotonic())
 

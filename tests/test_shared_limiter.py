@@ -401,7 +401,7 @@ async def test_whatever_the_driver_raises_is_unavailable(
     async def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(window, "_script", fail)
+    monkeypatch.setattr(window._client, "evalsha", fail)
     for ask in (window.quota("a").look, window.quota("b").check, window.quota("c").admit):
         with pytest.raises(Unavailable) as refused:
             await ask()
@@ -417,5 +417,5 @@ async def test_a_run_that_cannot_be_taken_back_hides_no_other_failure(
     async def fail(*_: Any) -> None:
         raise ConnectionError
 
-    monkeypatch.setattr(window, "_script", fail)
+    monkeypatch.setattr(window._client, "evalsha", fail)
     await take_back()
