@@ -22,7 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, NoScriptError, RedisError
 
-from service.errors import Unavailable
+from service.errors import Problem, Unavailable
 from service.limiter import FixedWindow, Quota, RunLimiter, TakeBack, over_the_limit, rate_limit_headers
 
 PREFIX = "agent-platform:run:"
@@ -74,6 +74,8 @@ def connect(url: str) -> Redis:
     try:
         parts = urlsplit(url)
         scheme = parts.scheme.replace("valkey", "redis")
+        # a name that no resolver could be asked for raises here and not with each run
+        (parts.hostname or "").encode("idna")
         if scheme not in ("redis", "rediss") or not parts.hostname or not _DATABASE.fullmatch(parts.path):
             raise ValueError
         pool = ConnectionPool.from_url(
@@ -125,15 +127,15 @@ class SharedWindow:
 
     async def look(self, tenant_id: str) -> _Told:
         """How the tenant's window stands. Asked twice where a connection breaks, for it counts nothing."""
-        return await self._reach(partial(self._again, partial(self._ask, tenant_id, "look")))
+        return await self._reach(tenant_id, "look", tries=2)
 
     async def admit(self, tenant_id: str) -> _Told:
         """Counts a run where there is room. Asked once: a run whose answer was lost may have been counted."""
-        return await self._reach(partial(self._ask, tenant_id, "admit"))
+        return await self._reach(tenant_id, "admit")
 
     async def take_back(self, tenant_id: str, ends: int) -> _Told:
         """Takes one run back from the window that ends at `ends`; from one that has ended meanwhile, nothing."""
-        return await self._reach(partial(self._ask, tenant_id, "take back", ends))
+        return await self._reach(tenant_id, "take back", ends)
 
     async def open(self) -> None:
         """Connects; a server that does not answer is for the log to say, and may be there when the first run is."""
@@ -143,24 +145,26 @@ class SharedWindow:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _ask(self, tenant_id: str, what: str, ends: int = 0) -> _Told:
-        told = (1, PREFIX + tenant_id, what, self.limit, self.seconds * 1_000_000, ends)
+    async def _ask(self, tenant_id: str, what: str, ends: int) -> _Told:
+        asked = (1, PREFIX + tenant_id, what, self.limit, self.seconds * 1_000_000, ends)
         try:
-            answer = await self._client.evalsha(_SHA, *told)
+            answer = await self._client.evalsha(_SHA, *asked)
         except NoScriptError:
             # a server that was started again, or told to forget: it has done nothing yet, and keeps what it is sent now
-            answer = await self._client.eval(_SCRIPT, *told)
+            answer = await self._client.eval(_SCRIPT, *asked)
         counted, used, left, ends = answer
         return _Told(bool(counted), used, left / 1e6, ends, time.monotonic())
 
-    async def _again(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+    async def _ask_again(self, tries: int, tenant_id: str, what: str, ends: int) -> _Told:
         try:
-            return await ask()
+            return await self._ask(tenant_id, what, ends)
         except ConnectionError:
-            return await ask()
+            if tries == 1:
+                raise
+            return await self._ask_again(tries - 1, tenant_id, what, ends)
 
-    async def _reach(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """What the server answers. Raises Unavailable where it does not, or not what it should."""
+    async def _reach(self, tenant_id: str, what: str, ends: int = 0, *, tries: int = 1) -> _Told:
+        """What the server tells. Raises Unavailable where it does not answer, or not with what it was asked for."""
         now = time.monotonic()
         if now < self._left_alone_until:
             raise _unreachable()
@@ -168,7 +172,7 @@ class SharedWindow:
             self._left_alone_until = now + _PAUSE
         try:
             async with asyncio.timeout(_PATIENCE), self._connections:
-                answer = await ask()
+                told = await self._ask_again(tries, tenant_id, what, ends)
         except (RedisError, OSError) as error:
             self._left_alone_until = time.monotonic() + _PAUSE
             if not self._lost:
@@ -179,7 +183,7 @@ class SharedWindow:
             self._lost = False
             self._left_alone_until = -math.inf
             _log.warning("The shared limiter answers again, and counts the runs.")
-        return answer
+        return told
 
 
 def _unreachable() -> Unavailable:
@@ -226,7 +230,7 @@ class _SharedQuota:
             # it stays counted until its window ends
             _log.warning("A run of nothing could not be taken back from the shared limiter.")
 
-    def _refusal(self, told: _Told) -> Exception:
+    def _refusal(self, told: _Told) -> Problem:
         return over_the_limit(self._window.limit, self._window.seconds, max(1, math.ceil(_left(told))))
 
 
@@ -247,7 +251,7 @@ class Fallback:
 
 
 class _FallbackQuota:
-    """Says what the one of the two said that was last asked and answered."""
+    """Asks the shared one, then the local one. Its headers are those of the one that answered last."""
 
     __slots__ = ("_answered", "_local", "_shared")
 
@@ -257,18 +261,18 @@ class _FallbackQuota:
         self._answered = shared
 
     async def look(self) -> None:
-        await self._first(lambda quota: quota.look())
+        await self._ask(lambda quota: quota.look())
 
     async def check(self) -> None:
-        await self._first(lambda quota: quota.check())
+        await self._ask(lambda quota: quota.check())
 
     async def admit(self) -> TakeBack:
-        return await self._first(lambda quota: quota.admit())
+        return await self._ask(lambda quota: quota.admit())
 
     def headers(self) -> dict[str, str]:
         return self._answered.headers()
 
-    async def _first(self, ask: Callable[[Quota], Awaitable[_T]]) -> _T:
+    async def _ask(self, ask: Callable[[Quota], Awaitable[_T]]) -> _T:
         try:
             self._answered = self._shared
             return await ask(self._shared)

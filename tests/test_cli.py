@@ -193,6 +193,7 @@ WRONG = {
     "a log level that is none": (["serve", "--log-level", "loud"], "'--log-level'"),
     "a limiter that is none": (["serve", "--limiter", "remote"], "'--limiter'"),
     "a limiter of another kind": (["serve", "--limiter", "http://127.0.0.1/0"], "redis://HOST"),
+    "a limiter on a host that can't be": (["serve", "--limiter", f"redis://{'x' * 64}.de"], "'--limiter'"),
     "a limiter without a host": (["serve", "--limiter", "redis://"], "redis://HOST"),
     "a limiter with a port too high": (["serve", "--limiter", "redis://127.0.0.1:70000"], "'--limiter'"),
     "a limiter with a database that is no number": (["serve", "--limiter", "redis://127.0.0.1/runs"], "'--limiter'"),
