@@ -84,7 +84,7 @@ def serve(**options: Any) -> None:
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
     # libraries speak at their own length: their debug records hold URLs, bodies and SQL
-    for library in ("connexion", "aiosqlite", "asyncio", "yoyo", "openapi_spec_validator"):
+    for library in ("connexion", "aiosqlite", "asyncio", "redis", "yoyo", "openapi_spec_validator"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
     with _clear_errors():
         if config.workers > 1:
@@ -98,6 +98,8 @@ def _serve_with_workers(config: Config) -> None:
     engine = engine_of(config.database)
     if not engine.is_shared:
         raise click.UsageError("more than one worker wants a database that processes can share: --database postgresql://…")
+    if config.limiter == Config.limiter:
+        raise click.UsageError("more than one worker wants a limiter that processes can share: --limiter redis://…")
     try:
         from service.workers import serve as run
     except ModuleNotFoundError as error:

@@ -1,6 +1,7 @@
 """Opens what lives long, wires it, closes it: the only room that knows all the others."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 from aiohttp import web
@@ -13,7 +14,7 @@ from service.execution.models import ModelRegistry, default_registry
 from service.execution.tools import MockTools, ToolExecutor
 from service.gate import Gate
 from service.idempotency import Retries
-from service.limiter import FixedWindow, wrong_keys
+from service.limiter import FixedWindow, RunLimiter, wrong_keys
 from service.pages import add_pages
 from service.problems import answer_the_rest
 from service.resources import resource
@@ -57,23 +58,43 @@ def make_app(
                 unscoped = Unscoped(database)
                 if config.serves_demo:
                     await unscoped.write(_demo_tenants())
-                app[STATE] = State(
-                    authenticator=Authenticator(database, demo=config.serves_demo, most_asked=2 * config.concurrency),
-                    limiter=FixedWindow(config.rate_limit, config.rate_window),
-                    wrong_keys=wrong_keys(config.wrong_key_limit),
-                    gate=Gate(config.concurrency),
-                    retries=Retries(render),
-                    request_timeout=config.request_timeout,
-                    models=registry,
-                    tool_executor=tool_executor or MockTools(),
-                    check_storage=partial(_check, unscoped, engine.known(resource("migrations"))),
-                )
-                yield
+                async with _run_limiter(config) as limiter:
+                    app[STATE] = State(
+                        authenticator=Authenticator(database, demo=config.serves_demo, most_asked=2 * config.concurrency),
+                        limiter=limiter,
+                        wrong_keys=wrong_keys(config.wrong_key_limit),
+                        gate=Gate(config.concurrency),
+                        retries=Retries(render),
+                        request_timeout=config.request_timeout,
+                        models=registry,
+                        tool_executor=tool_executor or MockTools(),
+                        check_storage=partial(_check, unscoped, engine.known(resource("migrations"))),
+                    )
+                    yield
             finally:
                 await database.close()
 
     app.cleanup_ctx.append(storage)
     return app
+
+
+@asynccontextmanager
+async def _run_limiter(config: Config) -> AsyncIterator[RunLimiter]:
+    """Where runs are counted: in this process or, as `--limiter` says, in a server that several share."""
+    local = FixedWindow(config.rate_limit, config.rate_window)
+    if config.limiter == "local":
+        yield local
+        return
+    from service.shared_limiter import Fallback, SharedWindow, connect  # its driver comes with an extra
+
+    falls_back = config.limiter_fallback == "local"
+    meanwhile = "are counted by this process alone" if falls_back else "are refused"
+    shared = SharedWindow(connect(config.limiter), config.rate_limit, config.rate_window, meanwhile=meanwhile)
+    await shared.open()
+    try:
+        yield Fallback(shared, local) if falls_back else shared
+    finally:
+        await shared.close()
 
 
 async def _check(unscoped: Unscoped, migrations: frozenset[str]) -> None:

@@ -12,6 +12,7 @@ import click
 
 from service.storage.engines import is_url
 
+_FALLBACKS = ("refuse", "local")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -25,6 +26,8 @@ class Config:
     workers: int = 1
     rate_limit: int = 5
     rate_window: int = 60
+    limiter: str = "local"
+    limiter_fallback: str = "refuse"
     wrong_key_limit: int = 100
     concurrency: int = 512
     request_timeout: float = 10
@@ -59,6 +62,21 @@ class _Whole(click.IntRange):
         if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,9}", value, re.ASCII):
             self.fail(f"{value!a} is no whole number.", param, ctx)
         return super().convert(value, param, ctx)
+
+
+def _limiter(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value == Config.limiter:
+        return value
+    try:
+        from service.shared_limiter import connect  # its driver comes with an extra
+    except ImportError:
+        raise click.BadParameter("this needs the driver: pip install 'agent-platform[redis]'.") from None
+    try:
+        connect(value)
+    except ValueError:
+        # the value, which is not repeated, may hold a password
+        raise click.BadParameter("it is neither local nor redis://HOST:PORT/NUMBER, rediss:// or valkey://.") from None
+    return value
 
 
 def _host(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -137,6 +155,21 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=Config.rate_window,
             show_default=True,
             help="Seconds.",
+        ),
+        option(
+            "--limiter",
+            metavar="local|URL",
+            default=Config.limiter,
+            show_default=True,
+            callback=_limiter,
+            help="Where runs are counted: in this process, or in redis://HOST for all that are told so.",
+        ),
+        option(
+            "--limiter-fallback",
+            type=click.Choice(_FALLBACKS),
+            default=Config.limiter_fallback,
+            show_default=True,
+            help="What becomes of runs while the URL does not answer.",
         ),
         option(
             "--wrong-key-limit",

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import orjson
 import pytest
@@ -22,6 +23,7 @@ from tests.support import postgresql
 from tests.support.contract import Contract
 from tests.support.database import migrated
 from tests.support.secrets import LeakFinder
+from tests.support.store import store_url
 
 KEY_A = {"X-API-Key": "key_tenant_a"}
 KEY_B = {"X-API-Key": "key_tenant_b"}
@@ -116,6 +118,22 @@ def database(engine: str, tmp_path: Path) -> Path | str:
 @pytest.fixture
 def config(database: Path | str) -> Config:
     return Config(database=database)
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[str]:
+    """The URL of a Redis or Valkey server: AGENT_PLATFORM_TEST_LIMITER, the one on this machine, or one that is started."""
+    with store_url() as url:
+        if url is None:
+            pytest.skip("No Redis or Valkey server: install redis-server, or name one in AGENT_PLATFORM_TEST_LIMITER.")
+        yield url
+
+
+@pytest.fixture(params=["local", "shared"])
+def limiter_option(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A value of `--limiter`: each test runs with both kinds, and counts under keys of its own."""
+    monkeypatch.setattr("service.shared_limiter.PREFIX", f"agent-platform:test:{uuid4()}:")
+    return "local" if request.param == "local" else request.getfixturevalue("store")
 
 
 Serve = Callable[..., Awaitable[Client]]

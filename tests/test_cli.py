@@ -191,6 +191,14 @@ WRONG = {
     "a rate limit of 0": (["serve", "--rate-limit", "0"], "'--rate-limit'"),
     "a rate window of 0": (["serve", "--rate-window", "0"], "'--rate-window'"),
     "a log level that is none": (["serve", "--log-level", "loud"], "'--log-level'"),
+    "a limiter that is none": (["serve", "--limiter", "remote"], "'--limiter'"),
+    "a limiter of another kind": (["serve", "--limiter", "http://127.0.0.1/0"], "redis://HOST"),
+    "a limiter on a host that can't be": (["serve", "--limiter", f"redis://{'x' * 64}.de"], "'--limiter'"),
+    "a limiter without a host": (["serve", "--limiter", "redis://"], "redis://HOST"),
+    "a limiter with a port too high": (["serve", "--limiter", "redis://127.0.0.1:70000"], "'--limiter'"),
+    "a limiter with a database that is no number": (["serve", "--limiter", "redis://127.0.0.1/runs"], "'--limiter'"),
+    "a limiter with a setting that is none": (["serve", "--limiter", "redis://127.0.0.1/?colour=red"], "'--limiter'"),
+    "a fallback that is none": (["serve", "--limiter-fallback", "allow"], "'--limiter-fallback'"),
     "an option that serve does not have": (["serve", "--frobnicate"], "'--frobnicate'"),
     "an option without its value": (["serve", "--port"], "'--port'"),
     "a surplus argument": (["migrate", "now"], "now"),
@@ -238,6 +246,8 @@ def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], names: st
         ("RATE_WINDOW", "1.5"),
         ("DEMO", "perhaps"),
         ("LOG_LEVEL", "loud"),
+        ("LIMITER", "remote"),
+        ("LIMITER_FALLBACK", "allow"),
         ("DATABASE", ":memory:"),
         ("DATABASE", "nowhere/x.db"),
     ],
@@ -245,6 +255,23 @@ def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], names: st
 def test_a_wrong_value_in_the_environment_is_one_line_that_names_it(variable: str, value: str) -> None:
     name = f"AGENT_PLATFORM_{variable}"
     assert name in refusal(2, "serve", **{name: value})
+
+
+def test_a_wrong_limiter_is_not_repeated_for_it_may_hold_a_password() -> None:
+    for value in (
+        "redis://:hunter2@127.0.0.1:x",
+        "redis://:hunter2@127.0.0.1/x",
+        "redis://:hunter2@/0",
+        "http://:hunter2@x",
+    ):
+        assert "hunter2" not in refusal(2, "serve", "--limiter", value)
+
+
+def test_a_shared_limiter_without_its_driver_is_one_line_that_says_how_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "redis.py").write_text("raise ImportError")
+    path = f"{tmp_path}{os.pathsep}{clean_environment()['PYTHONPATH']}"
+    said = refusal(2, "serve", "--limiter", "redis://127.0.0.1", PYTHONPATH=path)
+    assert "pip install 'agent-platform[redis]'" in said
 
 
 def options(command: click.Command) -> Iterator[click.Option]:
@@ -261,7 +288,7 @@ def test_every_option_reads_a_variable_of_its_name_and_says_so() -> None:
     found = list(options(cli))
     assert {option.name for option in found} == {
         *("host", "port", "database", "rate_limit", "rate_window", "demo", "log_level"),
-        *("wrong_key_limit", "concurrency", "request_timeout"),
+        *("wrong_key_limit", "concurrency", "request_timeout", "limiter", "limiter_fallback"),
         *("tenant", "label"),
     }
     for option in found:

@@ -59,6 +59,12 @@ def roomy(config: Config) -> Config:
     return replace(config, rate_limit=1000)
 
 
+@pytest.fixture
+def limited(config: Config, limiter_option: str) -> Config:
+    """The limit as it is by default, counted in either place."""
+    return replace(config, limiter=limiter_option)
+
+
 async def ask(client: Client, agent_id: int, key: dict[str, str] = KEY_A, body: Any = None) -> Answer:
     return await answer(client, "POST", f"/agents/{agent_id}/run", key, json=body or TASK)
 
@@ -172,7 +178,8 @@ async def test_an_unsupported_model_is_refused_with_the_names_of_the_supported_o
     assert (await client.json("GET", "/runs"))["total"] == 0
 
 
-async def test_exactly_five_of_thirty_at_once_are_admitted(client: Client) -> None:
+async def test_exactly_five_of_thirty_at_once_are_admitted(serve: Serve, limited: Config) -> None:
+    client = await serve(limited)
     agents = {"a": await make_agent(client), "b": await make_agent(client, key=KEY_B)}
     answers = await asyncio.gather(*(ask(client, agents["a"]["id"]) for _ in range(30)))
     assert Counter(each.status for each in answers) == {200: 5, 429: 25}
@@ -190,7 +197,8 @@ async def test_exactly_five_of_thirty_at_once_are_admitted(client: Client) -> No
     assert (await ask(client, agents["b"]["id"], KEY_B)).headers["RateLimit"].startswith('"run";r=4;')
 
 
-async def test_each_run_counts_down_and_what_is_refused_costs_nothing(client: Client) -> None:
+async def test_each_run_counts_down_and_what_is_refused_costs_nothing(serve: Serve, limited: Config) -> None:
+    client = await serve(limited)
     agent = await make_agent(client)
     path = f"/agents/{agent['id']}/run"
     as_json, as_text = [{**KEY_A, "Content-Type": media_type} for media_type in ("application/json", "text/plain")]
@@ -226,8 +234,8 @@ async def test_each_run_counts_down_and_what_is_refused_costs_nothing(client: Cl
     assert (await client.json("GET", "/runs"))["total"] == 5
 
 
-async def test_a_client_that_waits_as_long_as_it_is_told_is_admitted(serve: Serve, config: Config) -> None:
-    client = await serve(replace(config, rate_limit=2, rate_window=1))
+async def test_a_client_that_waits_as_long_as_it_is_told_is_admitted(serve: Serve, limited: Config) -> None:
+    client = await serve(replace(limited, rate_limit=2, rate_window=1))
     agent = await make_agent(client)
     assert [(await ask(client, agent["id"])).status for _ in range(2)] == [200, 200]
     over = await ask(client, agent["id"])
@@ -256,7 +264,10 @@ async def test_the_window_opens_with_the_first_run_and_ends_when_it_says(
     assert (await ask(client, agent["id"])).headers["RateLimit"] == '"run";r=4;t=60'
 
 
-async def test_over_the_limit_the_database_is_not_touched(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_over_the_limit_the_database_is_not_touched(
+    serve: Serve, limited: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await serve(limited)
     key = new_key()
     unscoped = client.app[STATE].authenticator._unscoped
     stored = {"tenant": "tenant_b", "prefix": key_prefix(key), "hash": key_hash(key), "label": None, "now": utc_now()}
@@ -284,8 +295,8 @@ async def test_over_the_limit_the_database_is_not_touched(client: Client, monkey
     assert "list_tools" in asked
 
 
-async def test_over_the_limit_the_body_is_not_read(serve: Serve, config: Config) -> None:
-    client = await serve(replace(config, rate_limit=1))
+async def test_over_the_limit_the_body_is_not_read(serve: Serve, limited: Config) -> None:
+    client = await serve(replace(limited, rate_limit=1))
     agent = await make_agent(client)
     await run(client, agent["id"])
     head = f"POST /agents/{agent['id']}/run HTTP/1.1\r\nHost: x\r\nX-API-Key: key_tenant_a\r\n"

@@ -13,7 +13,7 @@ from service.execution.models import ModelRegistry
 from service.execution.prompt import Agent, Tool
 from service.execution.tools import ToolExecutor
 from service.handlers import Answer
-from service.limiter import FixedWindow
+from service.limiter import Quota
 from service.paging import LARGEST_ID, Listing, page
 from service.storage.scope import Scope
 from service.storage.units import Row, Unit, ask
@@ -24,7 +24,7 @@ async def run_agent(
     tenant: Scope,
     agent_id: int,
     body: dict[str, Any],
-    limiter: FixedWindow,
+    quota: Quota,
     models: ModelRegistry,
     tool_executor: ToolExecutor,
 ) -> Answer:
@@ -36,7 +36,7 @@ async def run_agent(
             errors=[{"pointer": "#/task", "detail": f"Stopped by the rule {rule.name}: {rule.summary}"}],
             rule=rule.name,
         )
-    take_back = limiter.admit(tenant.tenant_id)
+    take_back = await quota.admit()
     created_at, began = utc_now(), time.monotonic()
     # no transaction is open while the model thinks
     outcome = await run(agent, task, model, models.adapter(model), tool_executor)
@@ -45,7 +45,7 @@ async def run_agent(
         return await tenant.write(_store(_run(agent, task, model, outcome, created_at, duration_ms)))
     except Exception:
         # nothing is stored, and the client may try again
-        take_back()
+        await take_back()
         raise
 
 
