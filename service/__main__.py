@@ -149,13 +149,15 @@ def copy(source: Path | str, target: Path | str, resume: bool) -> None:
             for database in databases:
                 await database.close()
 
-    with _clear_errors(), one.held(), other.held():
+    with _clear_errors():
+        # before it is held, which would make a file that is missing
         one.check(resource("migrations"))
-        other.migrate(resource("migrations"))
-        try:
-            done = asyncio.run(all_of_it())
-        except CopyError as error:
-            raise Failed(str(error)) from None
+        with one.held(), other.held():
+            other.migrate(resource("migrations"))
+            try:
+                done = asyncio.run(all_of_it())
+            except CopyError as error:
+                raise Failed(str(error)) from None
     click.echo(f"Moved {done.tenants} tenants with {done.rows} rows to {other}; both have the checksum {done.checksum}.")
 
 

@@ -100,11 +100,13 @@ def contract() -> Contract:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test of a service runs on both engines, but for those that are marked as about the embedded one."""
+    away = pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
+    if "shared_database" in metafunc.fixturenames:
+        metafunc.definition.add_marker(away)
     if "engine" not in metafunc.fixturenames:
         return
     engines = [pytest.param("sqlite")]
     if metafunc.definition.get_closest_marker("embedded") is None:
-        away = pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
         engines.append(pytest.param("postgresql", marks=away))
     metafunc.parametrize("engine", engines)
 
@@ -113,6 +115,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def database(engine: str, tmp_path: Path) -> Path | str:
     """A migrated, empty database: a file, or a URL."""
     return migrated(tmp_path / "test.db") if engine == "sqlite" else postgresql.emptied()
+
+
+@pytest.fixture
+def shared_database() -> str:
+    """The URL of a migrated, empty database that several processes can share."""
+    return postgresql.emptied()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 
 from service.__main__ import cli
 from tests.support.process import Service
+from tests.support.store import Store
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,14 +30,20 @@ def blocks(title: str) -> list[tuple[str, str]]:
     return [(match[1], match[2]) for match in BLOCK.finditer(section(title))]
 
 
-@pytest.fixture(params=[1, 3], ids=["one worker", "three workers"])
-def service(engine: str, database: Path | str, request: pytest.FixtureRequest) -> Iterator[Service]:
-    """Served as the README says, by one process or, where the database is shared, by three."""
-    shared = ("--workers", str(request.param), "--limiter", store.emptied()) if request.param > 1 else ()
-    if shared and engine == "sqlite":
-        pytest.skip("The embedded database is for one process.")
-    with Service(database, *shared) as running:
+@pytest.fixture
+def service(database: Path | str) -> Iterator[Service]:
+    with Service(database) as running:
         yield running
+
+
+@pytest.fixture
+def three_workers(shared_database: str) -> Iterator[Service]:
+    """Three processes that share a database, and a limiter that nobody else has counted in."""
+    limiter = Store()
+    limiter.start()
+    with Service(shared_database, "--workers", "3", "--limiter", limiter.url) as running:
+        yield running
+    limiter.kill()
 
 
 def shell(command: str, **environment: str) -> str:
@@ -55,6 +62,14 @@ def as_shown(answer: str) -> str:
 
 
 def test_the_tour_can_be_pasted_and_answers_what_it_shows(service: Service) -> None:
+    _take_the_tour(service)
+
+
+def test_the_tour_is_the_same_with_three_workers(three_workers: Service) -> None:
+    _take_the_tour(three_workers)
+
+
+def _take_the_tour(service: Service) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed; the tour is made of it.")
     answers: list[str] = []
