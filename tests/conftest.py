@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from connexion.spec import OpenAPISpecification
+from connexion.spec import Specification
 
 from service.app import make_app
 from service.config import Config
@@ -64,8 +63,10 @@ def leaks() -> Iterator[LeakFinder]:
     level = root.level
     root.addHandler(finder)
     root.setLevel(logging.DEBUG)
-    # it notes each call twice, which would be a third of the suite's time; test_logs.py hears it out
-    logging.getLogger("aiosqlite").setLevel(logging.INFO)
+    # one notes each call twice, the other the whole spec at each start, which would be half of the suite's time;
+    # test_logs.py hears them out
+    for library in ("aiosqlite", "connexion"):
+        logging.getLogger(library).setLevel(logging.INFO)
     yield finder
     root.removeHandler(finder)
     root.setLevel(level)
@@ -74,21 +75,18 @@ def leaks() -> Iterator[LeakFinder]:
 
 @pytest.fixture(scope="session", autouse=True)
 def files_are_read_once() -> Iterator[None]:
-    """The spec and the SQL are the same for all applications: read and validated once, not a thousand times."""
-    validate = OpenAPISpecification._validate_spec
-    known: set[str] = set()
+    """The spec and the SQL are the same for all applications: read, checked and resolved once, not a thousand times."""
+    load, loaded = Specification.load, {}
 
-    def validate_once(spec: dict[str, Any]) -> None:
-        text = repr(spec)
-        if text not in known:
-            validate(spec)
-            known.add(text)
+    def load_once(spec: dict[str, Any], arguments: Any = None) -> Specification:
+        if id(spec) not in loaded:
+            # kept with its dict, so that no other one gets the same id
+            loaded[id(spec)] = spec, load(spec, arguments)
+        return loaded[id(spec)][1]
 
-    read = functools.cache(lambda folder: orjson.dumps(load_spec(folder)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OpenAPISpecification, "_validate_spec", staticmethod(validate_once))
-        # a copy for each application, which may change it
-        patch.setattr("service.app.load_spec", lambda folder: orjson.loads(read(folder)))
+        patch.setattr(Specification, "load", load_once)
+        patch.setattr("service.app.load_spec", functools.cache(load_spec))
         patch.setattr("service.app.load_queries", functools.cache(load_queries))
         yield
 

@@ -73,6 +73,7 @@ def _own() -> str:
 @functools.cache
 def _connection() -> "psycopg.Connection[Any]":
     connection: psycopg.Connection[Any] = psycopg.connect(_own(), autocommit=True)
+    atexit.register(connection.close)
     # the tests' own cleaning need not reach the disk
     connection.execute("set synchronous_commit = off")
     return connection
