@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from service.__main__ import cli
+from service.storage.engines import engine_of
+from tests.support.database import migrated
 from tests.support.process import Service
 from tests.support.store import Store
 
@@ -102,14 +105,35 @@ def test_the_commands_for_keys_can_be_pasted(service: Service) -> None:
     (language, text), *rest = blocks("Keys and tenants")
     assert language == "sh"
     assert rest == []
-    scripts = str(Path(sys.executable).parent)
-    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"
-    if shutil.which("agent-platform", path=path) is None:
-        text = text.replace("agent-platform", f"{sys.executable} -m service")
-    printed = shell(text, AGENT_PLATFORM_DATABASE=str(service.database), PATH=path, PYTHONPATH=str(ROOT))
+    printed = ours(text, AGENT_PLATFORM_DATABASE=str(service.database))
     assert re.search(r"^mk_[0-9A-Za-z]{39}$", printed, re.MULTILINE)
     assert "Revoked the key 1" in printed
     assert re.search(r"^acme +0 ", printed, re.MULTILINE)
+
+
+def ours(text: str, **environment: str) -> str:
+    """Runs commands of ours as a shell that has them would."""
+    text = re.sub(r"^agent-platform ", f"{sys.executable} -m service ", text, flags=re.MULTILINE)
+    return shell(text, PYTHONPATH=str(ROOT), **environment)
+
+
+def test_the_move_to_several_processes_can_be_pasted(tmp_path: Path, shared_database: str) -> None:
+    ((_, text),) = blocks("More than one machine")
+    install, move, serve = text.strip().splitlines()
+    extras = re.findall(r"\w+", install.partition("[")[2])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(extras) <= set(project["optional-dependencies"])
+    file = migrated(tmp_path / "agent-platform.db")
+    move = move.replace("agent-platform.db", str(file)).replace("postgresql://localhost/agent_platform", shared_database)
+    assert f"Moved 0 tenants with 0 rows to {engine_of(shared_database)}" in ours(move)
+    limiter = Store()
+    limiter.start()
+    options = serve.replace("postgresql://localhost/agent_platform", shared_database).replace(
+        "redis://localhost", limiter.url
+    )
+    with Service(shared_database, *options.split()[2:]) as service:
+        assert shell(f"curl -s {service.origin}/ready") == '{"status":"ready"}'
+    limiter.kill()
 
 
 def test_the_two_commands_are_there_to_the_letter() -> None:
