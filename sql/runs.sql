@@ -1,5 +1,6 @@
 -- Times become a range of ids: within a tenant, ids and times grow together. A time that is not given is null, finds nothing,
--- and leaves that end of the range open.
+-- and leaves that end of the range open. Each end is one value, made inside of its own select: row-level security lets PostgreSQL
+-- look an id up only by what it knows to tell nothing, and a coalesce is not among that.
 
 -- name: list_runs(tenant_id, before, model, created_after, created_before, limit, offset)
 -- The tenant's history, newest first; `before` is the id that the previous page ended with, one more than the largest id for the first.
@@ -11,11 +12,14 @@ select
     created_at, duration_ms
 from runs
 where tenant_id = :tenant_id and (model = :model or :model is null)
-    and id > coalesce((
-        select id from runs
-        where tenant_id = :tenant_id and created_at <= :created_after
-        order by created_at desc, id desc limit 1
-    ), 0)
+    and id > (
+        select coalesce(max(id), 0)
+        from (
+            select id from runs
+            where tenant_id = :tenant_id and created_at <= :created_after
+            order by created_at desc, id desc limit 1
+        ) as last_before
+    )
     and id < (
         select min(id)
         from (
@@ -41,11 +45,14 @@ select
     created_at, duration_ms
 from runs
 where tenant_id = :tenant_id and status = :status and (model = :model or :model is null)
-    and id > coalesce((
-        select id from runs
-        where tenant_id = :tenant_id and created_at <= :created_after
-        order by created_at desc, id desc limit 1
-    ), 0)
+    and id > (
+        select coalesce(max(id), 0)
+        from (
+            select id from runs
+            where tenant_id = :tenant_id and created_at <= :created_after
+            order by created_at desc, id desc limit 1
+        ) as last_before
+    )
     and id < (
         select min(id)
         from (
@@ -72,11 +79,14 @@ select
 from runs
 where tenant_id = :tenant_id and agent_id = :agent_id
     and (status = :status or :status is null) and (model = :model or :model is null)
-    and id > coalesce((
-        select id from runs
-        where tenant_id = :tenant_id and created_at <= :created_after
-        order by created_at desc, id desc limit 1
-    ), 0)
+    and id > (
+        select coalesce(max(id), 0)
+        from (
+            select id from runs
+            where tenant_id = :tenant_id and created_at <= :created_after
+            order by created_at desc, id desc limit 1
+        ) as last_before
+    )
     and id < (
         select min(id)
         from (
@@ -105,16 +115,22 @@ select count(*)
 from runs
 where tenant_id = :tenant_id and (:agent_id = 0 or agent_id = :agent_id)
     and (status = :status or :status is null) and (model = :model or :model is null)
-    and id > coalesce((
-        select id from runs
-        where tenant_id = :tenant_id and created_at <= :created_after
-        order by created_at desc, id desc limit 1
-    ), 0)
-    and id < coalesce((
-        select id from runs
-        where tenant_id = :tenant_id and created_at >= :created_before
-        order by created_at, id limit 1
-    ), 9007199254740992);
+    and id > (
+        select coalesce(max(id), 0)
+        from (
+            select id from runs
+            where tenant_id = :tenant_id and created_at <= :created_after
+            order by created_at desc, id desc limit 1
+        ) as last_before
+    )
+    and id < (
+        select coalesce(min(id), 9007199254740992)
+        from (
+            select id from runs
+            where tenant_id = :tenant_id and created_at >= :created_before
+            order by created_at, id limit 1
+        ) as first_after
+    );
 
 -- name: get_run(tenant_id, run_id)^
 select

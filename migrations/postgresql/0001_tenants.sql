@@ -22,6 +22,7 @@ $$;
 do $$
 begin
     execute format('grant agent_platform_tenant, agent_platform_operator to %I', current_user);
+exception when unique_violation then null;
 end
 $$;
 grant usage on schema public to agent_platform_tenant, agent_platform_operator;

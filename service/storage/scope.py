@@ -16,6 +16,10 @@ Statement = tuple[Query, dict[str, Any]]
 Bind = Callable[[Ask], Statement]
 
 
+class OutOfScope(Exception):
+    """A query that the view it was asked of may not run: a defect of ours."""
+
+
 class Database(Protocol):
     """What an engine gives: its queries, and two ways to run a unit of work, for one tenant or for none."""
 
@@ -96,13 +100,13 @@ class Scope(_View):
     def bind(self, asked: Ask) -> Statement:
         """The query and its parameters, the tenant's among them.
 
-        Raises TypeError where the caller passes a tenant_id, PermissionError for a query of sql/unscoped.sql.
+        Raises TypeError where the caller passes a tenant_id, OutOfScope for a query of sql/unscoped.sql.
         """
         if "tenant_id" in asked.parameters:
             raise TypeError("A scope adds tenant_id itself.")
         query = self._query(asked.name)
         if not query.scoped:
-            raise PermissionError(f"The query {asked.name} belongs to no tenant.")
+            raise OutOfScope(f"The query {asked.name} belongs to no tenant.")
         return query, _complete(query, {"tenant_id": self.tenant_id, **asked.parameters})
 
 
@@ -114,10 +118,10 @@ class Unscoped(_View):
     tenant_id = None
 
     def bind(self, asked: Ask) -> Statement:
-        """The query and its parameters. Raises PermissionError for a tenant's query."""
+        """The query and its parameters. Raises OutOfScope for a tenant's query."""
         query = self._query(asked.name)
         if query.scoped:
-            raise PermissionError(f"The query {asked.name} belongs to a tenant.")
+            raise OutOfScope(f"The query {asked.name} belongs to a tenant.")
         return query, _complete(query, asked.parameters)
 
     async def check(self) -> None:

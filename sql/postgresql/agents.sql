@@ -14,11 +14,16 @@ from agents
 where tenant_id = :tenant_id and id = :agent_id;
 
 -- name: unknown_tools(tenant_id, tool_ids)
--- Which of the ids are no tool of this tenant, by their position in the list, from 0.
-select given.position - 1 as position, cast(given.tool_id as bigint) as tool_id
-from json_array_elements_text(cast(:tool_ids as json)) with ordinality as given (tool_id, position)
-where not exists (select 1 from tools where tenant_id = :tenant_id and id = cast(given.tool_id as bigint))
-order by given.position;
+-- Which of the ids are no tool of this tenant, by their position in the list, from 0. They are numbers before they are looked up:
+-- a cast may tell what it is given, so that under row-level security no index would be asked for it.
+with given as materialized (
+    select position - 1 as position, cast(value as bigint) as tool_id
+    from json_array_elements_text(cast(:tool_ids as json)) with ordinality as listed (value, position)
+)
+select position, tool_id
+from given
+where not exists (select 1 from tools where tenant_id = :tenant_id and id = given.tool_id)
+order by position;
 
 -- name: add_agent_tools(tenant_id, agent_id, tool_ids)!
 insert into agent_tools (tenant_id, agent_id, tool_id)
