@@ -1,7 +1,10 @@
 """Several processes on one port: gunicorn starts them, starts again what dies, and drains and reloads them."""
 
+import logging
 import sys
+import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from aiohttp import web
@@ -11,12 +14,18 @@ from gunicorn.arbiter import Arbiter
 
 from service.app import make_app
 from service.config import Config
+from service.errors import Unavailable
 from service.logs import AccessLog
 from service.problems import ACCESS_LOG
 from service.server import FINISH, GRACE, Runner, allow_many_connections, announcement
+from service.storage.migrations import MigrationError
 
 # a worker that says nothing for so long hangs, and is killed and replaced; in seconds
 _HANGS = 30
+# between two attempts to begin, in seconds
+_PAUSE = 0.5
+
+_log = logging.getLogger(__name__)
 
 
 class WorkerRunner(Runner):
@@ -26,10 +35,26 @@ class WorkerRunner(Runner):
         if self.sites:
             await self.hand_over(FINISH)
         await super().cleanup()
+        if (log := self.app.get(ACCESS_LOG)) is not None:
+            log.flush()
 
 
 class Worker(GunicornUVLoopWebWorker):
-    """aiohttp's worker, as it is; named here because gunicorn wants a class by its name."""
+    """aiohttp's worker, but it stops at once, and bears a database that is away as it begins."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except (MigrationError, Unavailable) as error:
+            # gunicorn would take it for a defect and end the whole service; the next worker tries again
+            _log.warning("A worker can't begin: %s", error)
+            time.sleep(_PAUSE)
+            sys.exit(1)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        # it looks once a second, and would take connections until then
+        self._notify_waiter_done()
 
 
 class Workers(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
@@ -51,6 +76,9 @@ class Workers(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
             "loglevel": "warning",
             "when_ready": self._say_where,
         }
+        if "control_socket_disable" in self.cfg.settings:
+            # else there is another way in, a file in the user's home that two services would fight for
+            settings["control_socket_disable"] = True
         for name, value in settings.items():
             self.cfg.set(name, value)
 
