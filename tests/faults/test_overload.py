@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from io import BytesIO
 from types import SimpleNamespace
@@ -18,10 +18,10 @@ from service.auth import new_key
 from service.config import Config
 from service.execution.models import Conversation, MockModel, ModelRegistry, ToolCall
 from service.state import STATE
-from service.storage.lock import writer_lock
 from tests.conftest import KEY_A, KEY_B, Client, Serve
 from tests.support.contract import Contract
 from tests.support.http import AGENT, PROBLEM, TOOL, Wire, make_agent, make_tool, refused
+from tests.support.storage import held_writes
 
 JSON = "application/json"
 TASK = {"task": "Say hello", "model": "gpt-4o"}
@@ -322,8 +322,7 @@ async def test_who_waits_for_a_client_holds_no_place_and_needs_one_again_behind_
 async def test_a_storage_that_hangs_fills_the_places_and_all_that_waited_is_stored_when_it_goes_on(
     house: House, config: Config
 ) -> None:
-    with closing(writer_lock(config.database)) as lock:
-        lock.acquire(5.0)
+    with held_writes(config.database):
         waiting = [
             asyncio.create_task(house.client.post("/tools", headers=KEY_A, json={**TOOL, "name": f"waits {number}"}))
             for number in range(PLACES)
