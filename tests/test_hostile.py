@@ -25,8 +25,11 @@ from service.logs import AccessLog
 from service.problems import ACCESS_LOG
 from service.state import STATE
 from tests.conftest import KEY_A, Client, Serve
+from tests.support import postgresql
+from tests.support.direct import direct
 from tests.support.http import Wire, refused
 from tests.support.process import Service, clean_environment
+from tests.support.storage import made
 
 JSON = KEY_A | {"Content-Type": "application/json"}
 AGENT = {"name": "x", "role": "r", "description": "d"}
@@ -209,10 +212,15 @@ async def test_an_own_request_id_comes_back_also_with_an_odd_expectation(client:
         assert (await client.get(path, headers=headers)).headers["X-Request-ID"] == "mine"
 
 
-async def test_ready_notices_that_the_database_is_gone(serve: Serve, config: Config) -> None:
-    client = await serve()
+async def test_ready_notices_that_the_database_is_gone(serve: Serve, engine: str, tmp_path: Path) -> None:
+    database = made(engine, tmp_path / "gone.db")
+    client = await serve(Config(database=database))
     assert (await client.get("/ready")).status == 200
-    config.database.rename(config.database.with_suffix(".away"))
+    if isinstance(database, Path):
+        database.rename(database.with_suffix(".away"))
+    else:
+        with direct(postgresql.url_of("postgres")) as server:
+            server.run(f'drop database "{database.rpartition("/")[2]}" with (force)')
     response = await client.get("/ready")
     assert response.status == 503
     assert "Retry-After" in response.headers

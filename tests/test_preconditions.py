@@ -629,7 +629,7 @@ def roll_back_from(database: Path, migration: str) -> None:
             if turn:
                 connection.executemany("insert into _yoyo_migration values (?, ?, ?)", records)
         with migrations._backend(database) as backend:
-            undone = backend.to_rollback(migrations._read(resource("migrations")))
+            undone = backend.to_rollback(migrations.read_migrations(resource("migrations")))
             backend.rollback_migrations(undone.filter(lambda each: each.id >= migration))
 
 
@@ -637,7 +637,7 @@ def test_what_was_there_before_the_versions_has_the_first_one(old: Path) -> None
     before = contents(old)
     assert without_version(before) == before
     with closing(hold(old)):
-        assert migrate(old, resource("migrations")) == ["0005_versions", "0006_kept_answers"]
+        assert migrate(old, resource("migrations")) == ["0005_versions", "0006_kept_answers", "0007_keys_by_tenant"]
     assert without_version(contents(old)) == before
     assert versions(old) == [1] * 5
     whole = schema(old)

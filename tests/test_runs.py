@@ -17,7 +17,6 @@ from service.config import Config
 from service.execution.models import Conversation, ModelRegistry, ToolCall
 from service.execution.prompt import Tool
 from service.state import STATE
-from service.storage import sqlite
 from service.times import utc_now
 from tests.conftest import KEY_A, KEY_B, Client, Serve
 from tests.support.http import (
@@ -34,6 +33,7 @@ from tests.support.http import (
     refused,
     run,
 )
+from tests.support.storage import watch
 
 TASK = {"task": "Say hello", "model": "gpt-4o"}
 LIMIT_HEADERS = ("RateLimit-Policy", "RateLimit")
@@ -277,13 +277,7 @@ async def test_over_the_limit_the_database_is_not_touched(
         for _ in range(5):
             await run(client, agent["id"], key=headers)
     asked: list[str] = []
-    execute = sqlite._execute
-
-    def spy(connection: Any, statement: Any) -> Any:
-        asked.append(statement[0].name)
-        return execute(connection, statement)
-
-    monkeypatch.setattr(sqlite, "_execute", spy)
+    watch(monkeypatch.setattr, asked.append)
     for headers, agent in agents:
         for agent_id in (agent["id"], agent["id"] + 5):
             assert (await ask(client, agent_id, headers)).status == 429

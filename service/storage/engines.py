@@ -121,11 +121,21 @@ class Postgresql(Engine):
 
 
 def is_url(database: str) -> bool:
-    """Is it the URL of a database server? Raises ValueError, a sentence, where the drivers for it are missing."""
+    """Is it the URL of a database server? Raises ValueError, a sentence, for one that can't be, or without its drivers."""
     if not database.startswith(_URLS):
         return False
     if not all(find_spec(driver) for driver in ("asyncpg", "psycopg")):
         raise ValueError("the drivers for PostgreSQL are not installed: pip install 'agent-platform[postgresql]'.")
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        ports = str(conninfo_to_dict(database).get("port", 5432)).split(",")
+        if not all(0 < int(port) < 65536 for port in ports if port):
+            raise ValueError
+    except (ProgrammingError, ValueError):
+        # it is not repeated, for it may hold a password
+        raise ValueError("it is no URL as in postgresql://USER:PASSWORD@HOST:PORT/DATABASE.") from None
     return True
 
 

@@ -78,8 +78,9 @@ def _clear(url: str) -> Iterator[None]:
     try:
         yield
     except psycopg.OperationalError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise MigrationError(f"The database {shown(url)} can't be reached: {reason}.") from None
+        # an indented line asks whether the server runs
+        reason = [line for line in str(error).strip().splitlines() if line.strip() and not line[0].isspace()][-1]
+        raise MigrationError(f"The database {shown(url)} can't be reached: {reason.strip().removeprefix('- ')}.") from None
     except psycopg.errors.InsufficientPrivilege as error:
         raise MigrationError(
             f"The database {shown(url)} can't be migrated: {error.diag.message_primary}. "
