@@ -22,6 +22,8 @@ from service.storage.migrations import MigrationError
 
 # a worker that says nothing for so long hangs, and is killed and replaced; in seconds
 _HANGS = 30
+# one that is told to stop does so by itself, within FINISH and twice GRACE, and closes what it has; after this it is killed
+_ENDS = int(FINISH + 2 * GRACE) + 6
 # between two attempts to begin, in seconds
 _PAUSE = 0.5
 
@@ -71,7 +73,7 @@ class Workers(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
             "bind": f"{host}:{self._config.port}",
             "workers": self._config.workers,
             "worker_class": f"{__name__}.{Worker.__name__}",
-            "graceful_timeout": int(FINISH + 3 * GRACE),
+            "graceful_timeout": _ENDS,
             "timeout": _HANGS,
             "loglevel": "warning",
             "when_ready": self._say_where,

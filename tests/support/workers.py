@@ -38,10 +38,13 @@ class Group:
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.log = log
+        # where a process would leave what nobody asked for
+        self.home = log.with_suffix(".home")
+        self.home.mkdir()
+        own = clean_environment(HOME=str(self.home), XDG_RUNTIME_DIR=str(self.home))
         with log.open("wb") as errors:
-            streams = {"stdout": subprocess.PIPE, "stderr": errors}
             self.process = subprocess.Popen(
-                [sys.executable, *command], **streams, env=clean_environment(), cwd=ROOT, text=True
+                [sys.executable, *command], stdout=subprocess.PIPE, stderr=errors, env=own, cwd=ROOT, text=True
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -62,6 +65,7 @@ class Group:
         assert self.process.stdout is not None
         self.process.stdout.close()
         assert leaks(self.log.read_text()) == []
+        assert list(self.home.iterdir()) == []
 
     def pids(self) -> set[int]:
         """The workers' processes."""
