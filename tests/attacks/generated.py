@@ -25,6 +25,8 @@ from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.schemas import BaseSchema
 
 from service.config import Config
+from tests.attacks import databases
+from tests.attacks.databases_base import Store
 from tests.attacks.generated_refusals import Refusals
 from tests.attacks.generated_server import Served
 from tests.support.contract import SPEC_FILE, Contract
@@ -100,7 +102,7 @@ class _Tally:
             raise AssertionError(f"{where}: {error}") from None
 
 
-def attack(seed: int, amount: int, folder: Path) -> dict[str, int]:
+def attack(seed: int, amount: int, folder: Path, engine: str = "sqlite") -> dict[str, int]:
     """Sends at least `amount` generated requests, some to every operation, and runs beyond their limit.
 
     Raises AssertionError for the first answer of 5xx, undocumented status, broken schema, accepted invalid and rejected
@@ -113,7 +115,7 @@ def attack(seed: int, amount: int, folder: Path) -> dict[str, int]:
     users = [{"name": tenant, "fixedHeaders": [{"name": "X-API-Key", "value": f"key_{tenant}"}]} for tenant in _TENANTS]
     keys.write_text(json.dumps({"auth": users}), encoding="utf-8")
     all_operations = {f"{method.upper()} {path}" for method, path, _ in tally.contract.operations()}
-    with Served(_config(folder / "wide.db", _NO_LIMIT)) as server:
+    with Served(_config(databases.new(engine, folder, "wide"), _NO_LIMIT)) as server:
         for turn in range(_MOST_ROUNDS):
             if turn < len(_TENANTS):
                 _fill(server.url, _TENANTS[turn], _MORE_THAN_A_PAGE)
@@ -126,7 +128,7 @@ def attack(seed: int, amount: int, folder: Path) -> dict[str, int]:
                 break
     assert tally.counts["requests"] >= amount, f"only {tally.counts['requests']} requests"
     assert tally.served == all_operations, f"never served: {sorted(all_operations - tally.served)}"
-    with Served(_config(folder / "tight.db", _TIGHT_LIMIT)) as server:
+    with Served(_config(databases.new(engine, folder, "tight"), _TIGHT_LIMIT)) as server:
         _fill(server.url, _TENANTS[0], _TIGHT_LIMIT)
         settings = _settings(server.url, keys, seed, _TENANTS[0], ("examples", "coverage", "fuzzing"), 2, 1)
         runs = _schema(settings, tally.refusals).include(path="/agents/{agent_id}/run")
@@ -156,8 +158,8 @@ def _fill(url: str, tenant: str, amount: int) -> None:
             assert all(answer.ok for answer in made), [answer.text for answer in made]
 
 
-def _config(database: Path, rate_limit: int) -> Config:
-    return Config(database=database, rate_limit=rate_limit, wrong_key_limit=_NO_LIMIT)
+def _config(store: Store, rate_limit: int) -> Config:
+    return Config(database=store.database, rate_limit=rate_limit, wrong_key_limit=_NO_LIMIT)
 
 
 def _settings(

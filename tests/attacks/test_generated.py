@@ -12,8 +12,8 @@ from tests.attacks.generated_refusals import MISLABELLED, REASONS
 from tests.support.contract import SPEC_FILE
 
 
-def test_generated_requests_find_nothing(tmp_path: Path) -> None:
-    counts = attack(4, 1_000, tmp_path)
+def test_generated_requests_find_nothing(engine: str, tmp_path: Path) -> None:
+    counts = attack(4, 1_000, tmp_path, engine)
     assert counts["requests"] >= 1_000
     assert counts["operations"] == 21
     assert counts["check_kinds"] == 15
@@ -32,6 +32,7 @@ async def _fails() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("handler", "noticed"), [(_says_too_much, "Additional properties"), (_fails, "not_a_server_error")])
+@pytest.mark.embedded
 def test_a_broken_answer_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, handler: Any, noticed: str) -> None:
     monkeypatch.setattr(service.handlers.service, "get_health", handler)
     with pytest.raises(AssertionError, match=noticed):
