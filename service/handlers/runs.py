@@ -16,7 +16,7 @@ from service.handlers import Answer
 from service.limiter import Quota
 from service.paging import LARGEST_ID, Listing, page
 from service.storage.scope import Scope
-from service.storage.units import Row, Unit, ask
+from service.storage.units import Row, Unit, ask, ask_last
 from service.times import utc_now
 
 
@@ -132,7 +132,7 @@ def _run(agent: Agent, task: str, model: str, outcome: Outcome, created_at: str,
 
 
 def _store(done: Row) -> Unit[Answer]:
-    done |= yield ask("create_run", **_columns(done))
+    done |= yield ask_last("create_run", **_columns(done))
     return done, 200, {"Content-Location": f"/runs/{done['id']}"}
 
 

@@ -3,12 +3,14 @@
 What has queued up for a tenant while the connections were busy shares the next transaction: reads one state of the database,
 writes one commit, a savepoint each. One transaction at a time writes for a tenant, in all processes, so that a unit finds as
 it was what it has looked at, and the ids and times of a tenant's runs grow together.
+
+A round trip costs more than what it asks for, mostly: units that read ask together what they ask alike, the end of a
+transaction begins the next one where more is waiting, and a unit that is alone goes without a savepoint.
 """
 
 import asyncio
 import re
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,25 +19,38 @@ import asyncpg
 import orjson
 
 from service.errors import Unavailable
+from service.storage.postgresql_errors import PASSING, meant
+from service.storage.postgresql_lanes import Job, Lanes
 from service.storage.queries import Query, Shape
 from service.storage.scope import Bind
-from service.storage.units import ForeignKeyViolation, T, UniqueViolation, Unit
+from service.storage.units import Ask, T, Unit
 
 # how many connections read, and how many write; each process has as many
 _READERS = 3
 _WRITERS = 5
-_LARGEST_BATCH = 64
+# a tenant's read that takes longer than this, in seconds, lets its others pass
+_SLOW = 0.005
 # seconds for a connection to be made, and for a statement to be answered
 _PATIENCE = 5.0
 
 # the tenant ends with the transaction; whoever writes for it waits until nobody else does
 _SEES = "select set_config('agent_platform.tenant_id', $1, true)"
 _WRITES = "select set_config('agent_platform.tenant_id', $1, true), pg_advisory_xact_lock(hashtextextended($1, 7203))"
+# A query that reads, for several sets of values in one round trip, which is one transaction: a row says by its number whose
+# it is. Under the number 0 nothing is read, and the transaction is said to be for the tenant, every query's first parameter.
+_OF_MANY = """
+with entered as materialized (select set_config('agent_platform.tenant_id', $1, true))
+select cast({number} as bigint) as "#", one.*
+from ({sql}) as one
+where {number} > 0 or (select count(*) from entered) = 0
+"""
 _SETTINGS = {
     "application_name": "agent-platform",
     # one plan for all values: every query has the index that it needs, and planning each time would cost more than most run
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
+    # and is to use it, however little there was when the plan was made: what the planner may prefer is meant for reports
+    **dict.fromkeys(("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin"), "off"),
     # a connection that is cut off in the middle of a transaction lets go of its locks
     "idle_in_transaction_session_timeout": "10000",
     "statement_timeout": "5000",
@@ -43,102 +58,8 @@ _SETTINGS = {
 }
 
 _VARIABLE = re.compile(r"(?<![:\w]):(\w+)")
-_CONVERTED = {"json": orjson.Fragment, "parsed": orjson.loads}
-
-# of a storage that is stopping, full, or out of reach: the same request may work soon
-_PASSING = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.TransactionRollbackError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.PostgresSystemError,
-    asyncpg.InternalClientError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.ObjectNotInPrerequisiteStateError,
-)
-
-
-@dataclass(slots=True)
-class _Job:
-    """A unit that waits for its connection, and where its result goes."""
-
-    unit: Unit[Any]
-    bind: Bind
-    answer: asyncio.Future[Any]
-
-
-# drives the jobs of one tenant in one transaction, and answers each
-Work = Callable[[asyncpg.Connection, str | None, list[_Job]], Awaitable[None]]
-
-
-class _Lanes:
-    """Up to `most` connections at work, and the queue of each tenant, None for what belongs to none."""
-
-    def __init__(self, pool: asyncpg.Pool, most: int, work: Work, *, one_for_a_tenant: bool) -> None:
-        self._pool = pool
-        self._most = most
-        self._work = work
-        self._one_for_a_tenant = one_for_a_tenant
-        self._waiting: OrderedDict[str | None, list[_Job]] = OrderedDict()
-        self._served: set[str | None] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
-
-    def run(self, unit: Unit[T], bind: Bind, tenant_id: str | None) -> asyncio.Future[T]:
-        """Queues a unit and promises its result. A caller that is cancelled leaves it done whole or not at all."""
-        if self._closing:
-            raise Unavailable
-        job = _Job(unit, bind, asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(tenant_id, []).append(job)
-        if len(self._tasks) < self._most and not (self._one_for_a_tenant and tenant_id in self._served):
-            task = asyncio.create_task(self._take_what_waits())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        return job.answer
-
-    async def close(self) -> None:
-        """Finishes what is queued, and refuses what comes."""
-        self._closing = True
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-    async def _take_what_waits(self) -> None:
-        try:
-            async with self._pool.acquire(timeout=_PATIENCE) as connection:
-                while (taken := self._next()) is not None:
-                    tenant_id, jobs = taken
-                    self._served.add(tenant_id)
-                    try:
-                        await self._work(connection, tenant_id, jobs)
-                    except Exception as error:
-                        _refuse(jobs, error)
-                    finally:
-                        self._served.discard(tenant_id)
-                    if connection.is_closed():
-                        break
-        except Exception as error:
-            # no connection is to be had: who waits is told so, and who comes next tries again
-            while (taken := self._next()) is not None:
-                _refuse(taken[1], error)
-        if self._waiting and not self._tasks - {asyncio.current_task()}:
-            # what came while a broken connection was given back
-            await self._take_what_waits()
-
-    def _next(self) -> tuple[str | None, list[_Job]] | None:
-        """The jobs of the tenant that has waited longest, if there is one that nobody works for."""
-        for tenant_id in self._waiting:
-            if not (self._one_for_a_tenant and tenant_id in self._served):
-                waiting = self._waiting.pop(tenant_id)
-                if rest := waiting[_LARGEST_BATCH:]:
-                    self._waiting[tenant_id] = rest
-                return tenant_id, [job for job in waiting[:_LARGEST_BATCH] if not job.answer.done()]
-        return None
+# what becomes of a column, by the second word of its name
+_CONVERTED: Mapping[str, Callable[[str], Any]] = {"[json]": orjson.Fragment, "[parsed]": orjson.loads}
 
 
 class PostgresqlDatabase:
@@ -148,8 +69,9 @@ class PostgresqlDatabase:
         self.queries = queries
         self._pool = pool
         self._statements = {name: _Statement(query) for name, query in queries.items()}
-        self._readers = _Lanes(pool, _READERS, self._read_each, one_for_a_tenant=False)
-        self._writers = _Lanes(pool, _WRITERS, self._commit, one_for_a_tenant=True)
+        self._readers = Lanes(pool, _READERS, _PATIENCE, self._read_each, _SLOW)
+        # one transaction at a time writes for a tenant
+        self._writers = Lanes(pool, _WRITERS, _PATIENCE, self._commit, None)
 
     @classmethod
     async def open(cls, url: str, queries: Mapping[str, Query]) -> "PostgresqlDatabase":
@@ -168,7 +90,7 @@ class PostgresqlDatabase:
                 # each transaction says all that it needs, and leaves nothing behind
                 reset=_leave_as_it_is,
             )
-        except (*_PASSING, asyncpg.PostgresError) as error:
+        except (*PASSING, asyncpg.PostgresError) as error:
             raise Unavailable from error
         return cls(queries, pool)
 
@@ -191,73 +113,139 @@ class PostgresqlDatabase:
         """Runs a unit as one transaction and answers when it is on disk: commits are shared with what came meanwhile."""
         return self._writers.run(unit, bind, tenant_id)
 
-    async def _read_each(self, connection: asyncpg.Connection, tenant_id: str | None, jobs: list[_Job]) -> None:
-        try:
+    async def _read_each(self, connection: asyncpg.Connection, tenant_id: str | None, jobs: list[Job]) -> None:
+        """Each unit is answered when it ends. What the database raises is everyone's who waits: the transaction is lost."""
+        waiting = [asked for job in jobs.copy() if (asked := self._advance(jobs, job, None))]
+        if tenant_id is not None:
+            # one query sees one state whatever the transaction
+            alone = [each for each in waiting if each.is_last and not each.statement.writes]
+            waiting = [each for each in waiting if each not in alone]
+            await self._read_in_step(connection, jobs, alone, enter=True)
+        if waiting:
             await connection.execute("begin isolation level repeatable read read only")
             await _enter(connection, tenant_id, _SEES)
-            for job in jobs:
-                try:
-                    answer = await self._drive(connection, job)
-                except (*_PASSING, asyncpg.PostgresError):
-                    # the transaction is lost, and with it those that wait behind
-                    raise
-                except Exception as error:
-                    _fail(job, error)
-                else:
-                    _answer(job, answer)
-        finally:
-            await _end(connection, "rollback")
+            await self._read_in_step(connection, jobs, waiting, enter=False)
+            await connection.execute("rollback")
 
-    async def _commit(self, connection: asyncpg.Connection, tenant_id: str | None, jobs: list[_Job]) -> None:
-        answers: list[tuple[_Job, Any, Exception | None]] = []
+    async def _read_in_step(
+        self, connection: asyncpg.Connection, jobs: list[Job], waiting: list["_Asked"], *, enter: bool
+    ) -> None:
+        """Runs units of one tenant to their ends: what they ask alike, they ask together."""
+        while waiting:
+            statement = waiting[0].statement
+            together = [each for each in waiting if each.statement is statement] if statement.is_small else waiting[:1]
+            waiting = [each for each in waiting if each not in together]
+            answers = await statement.read_each(connection, [each.parameters for each in together], enter=enter)
+            for each, answer in zip(together, answers, strict=True):
+                if asked := self._advance(jobs, each.job, answer):
+                    waiting.append(asked)
+
+    def _advance(self, jobs: list[Job], job: Job, answer: Any) -> "_Asked | None":
+        """What the unit asks for after this answer; None where it has ended, and is no longer one of `jobs`."""
         try:
-            await connection.execute("begin")
-            await _enter(connection, tenant_id, _WRITES)
-            for job in jobs:
-                await connection.execute("savepoint unit")
-                try:
-                    answers.append((job, await self._drive(connection, job), None))
-                except Exception as error:
-                    if isinstance(error, (Unavailable, *_PASSING)):
-                        raise
-                    await connection.execute("rollback to unit")
-                    answers.append((job, None, error))
-            await connection.execute("commit")
-        finally:
-            await _end(connection, "rollback")
+            asked = job.unit.send(answer)
+            query, parameters = job.bind(asked)
+        except StopIteration as stop:
+            _answer(job, stop.value)
+        except Exception as error:
+            _fail(job, error)
+        else:
+            return _Asked(job, self._statements[query.name], parameters, asked.is_last)
+        # its answer may be large, and is not held until the others have theirs
+        jobs.remove(job)
+        return None
+
+    async def _commit(self, connection: asyncpg.Connection, tenant_id: str | None, jobs: list[Job]) -> None:
+        """One transaction for all jobs. What a unit raises is its answer; what the storage raises, everyone's."""
+        await _begin(connection, "begin", tenant_id, _WRITES)
+        waiting = [(job, asked) for job in jobs if (asked := _first(job))]
+        alone = len(waiting) == 1
+        together = _alike(waiting)
+        answers: list[tuple[Job, Any, Exception | None]] = []
+        if len(together) > 1 and (written := await self._write_together(connection, tenant_id, together)):
+            answers += written
+            waiting = [each for each in waiting if each not in together]
+        has_savepoint = False
+        for job, asked in waiting:
+            if not alone:
+                await connection.execute("release unit; savepoint unit" if has_savepoint else "savepoint unit")
+                has_savepoint = True
+            try:
+                answers.append((job, await self._drive(connection, job, asked), None))
+            except Exception as error:
+                if isinstance(error, (Unavailable, *PASSING)):
+                    raise
+                # alone, a unit that fails takes nobody's work with it
+                await connection.execute("rollback" if alone else "rollback to unit")
+                answers.append((job, None, error))
+        if connection.is_in_transaction():
+            ended = await connection.execute("commit and chain" if self._writers.has_more(tenant_id) else "commit")
+            if ended != "COMMIT":
+                raise Unavailable("A unit went on after an error that had undone it.")
         for job, answer, failure in answers:
             if failure is None:
                 _answer(job, answer)
             else:
                 _fail(job, failure)
 
-    async def _drive(self, connection: asyncpg.Connection, job: _Job) -> Any:
-        """Runs a unit to its end: each query it yields is answered, or its error raised inside the unit."""
-        unit, bind = job.unit, job.bind
+    async def _write_together(
+        self, connection: asyncpg.Connection, tenant_id: str | None, asking: Sequence[tuple[Job, Ask]]
+    ) -> list[tuple[Job, Any, None]]:
+        """The answers of units that all ask for the same; none, and nothing is done, where one of them fails."""
+        bound = [job.bind(asked) for job, asked in asking]
+        statement = self._statements[bound[0][0].name]
+        rows: list[Any] = []
         try:
-            asked = next(unit)
+            rows = await statement.run_together(connection, [parameters for _, parameters in bound])
+        except asyncpg.PostgresError as error:
+            if isinstance(error, PASSING):
+                raise
+        if len(rows) != len(asking):
+            # which of them it was, each finds out by itself
+            await connection.execute("rollback and chain")
+            await _enter(connection, tenant_id, _WRITES)
+            return []
+        return [(job, _result(job, row), None) for (job, _), row in zip(asking, rows, strict=True)]
+
+    async def _drive(self, connection: asyncpg.Connection, job: Job, asked: Ask) -> Any:
+        """Runs a unit to its end: each query it yields is answered, or its error raised inside the unit."""
+        try:
             while True:
-                query, parameters = bind(asked)
+                query, parameters = job.bind(asked)
                 try:
                     answer = await self._statements[query.name].run(connection, parameters)
                 except Exception as error:
-                    asked = unit.throw(_meant(error))
+                    asked = job.unit.throw(meant(error))
                 else:
-                    asked = unit.send(answer)
+                    asked = job.unit.send(answer)
         except StopIteration as stop:
             return stop.value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """What a unit asks for and waits for."""
+
+    job: Job
+    statement: "_Statement"
+    parameters: Mapping[str, Any]
+    is_last: bool
 
 
 class _Statement:
     """A query in PostgreSQL's words: its parameters numbered, its columns converted as their names say."""
 
     def __init__(self, query: Query) -> None:
+        self.writes = query.writes
+        # of few rows, and none of them long: many answers may be in memory at once
+        self.is_small = query.shape in (Shape.ONE, Shape.VALUE) and not query.writes
         self._shape = query.shape
         self._parameters = query.parameters
         numbers = {name: f"${number}" for number, name in enumerate(query.parameters, 1)}
         self._sql = _VARIABLE.sub(lambda found: numbers[found[1]], query.sql)
-        found = re.findall(r'"(\w+ \[(json|parsed)\])"', query.sql)
-        self._converted = {name: _CONVERTED[how] for name, how in found}
+        self._sql_of_many = _OF_MANY.format(sql=self._sql, number=f"${len(numbers) + 1}")
+        # known when the first row is
+        self._columns: list[tuple[str, Callable[[str], Any] | None]] = []
 
     async def run(self, connection: asyncpg.Connection, parameters: Mapping[str, Any]) -> Any:
         arguments = [parameters[name] for name in self._parameters]
@@ -267,15 +255,37 @@ class _Statement:
             return await connection.fetchval(self._sql, *arguments)
         rows = await connection.fetch(self._sql, *arguments)
         if self._shape is Shape.ONE:
-            return self._row(rows[0]) if rows else None
-        return [self._row(row) for row in rows]
+            return self._row(rows[0], 0) if rows else None
+        return [self._row(row, 0) for row in rows]
 
-    def _row(self, row: asyncpg.Record) -> dict[str, Any]:
-        if not self._converted:
-            return dict(row)
+    async def read_each(
+        self, connection: asyncpg.Connection, asked: Sequence[Mapping[str, Any]], *, enter: bool
+    ) -> list[Any]:
+        """The answer to each of `asked`; where it is to `enter`, in a transaction of its own that is their tenant's."""
+        if len(asked) == 1 and not enter:
+            return [await self.run(connection, asked[0])]
+        arguments = [[*[each[name] for name in self._parameters], number] for number, each in enumerate(asked, 1)]
+        if enter:
+            nothing = [None] * (len(self._parameters) - 1)
+            arguments.insert(0, [asked[0]["tenant_id"], *nothing, 0])
+        found: list[list[Any]] = [[] for _ in asked]
+        for row in await connection.fetchmany(self._sql_of_many, arguments):
+            found[row[0] - 1].append(row[1] if self._shape is Shape.VALUE else self._row(row, 1))
+        return found if self._shape is Shape.MANY else [rows[0] if rows else None for rows in found]
+
+    async def run_together(self, connection: asyncpg.Connection, asked: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """The row that each of `asked` makes; they can't be told apart where one makes none."""
+        arguments = [[each[name] for name in self._parameters] for each in asked]
+        return [self._row(row, 0) for row in await connection.fetchmany(self._sql, arguments)]
+
+    def _row(self, row: asyncpg.Record, first: int) -> dict[str, Any]:
+        """The row from its column number `first` on."""
+        if not self._columns:
+            split = [key.partition(" ") for key in list(row.keys())[first:]]
+            self._columns = [(name, _CONVERTED.get(how)) for name, _, how in split]
         return {
-            name.partition(" ")[0]: value if value is None or name not in self._converted else self._converted[name](value)
-            for name, value in row.items()
+            name: value if convert is None or value is None else convert(value)
+            for (name, convert), value in zip(self._columns, row[first:], strict=True)
         }
 
 
@@ -288,46 +298,51 @@ async def _leave_as_it_is(connection: asyncpg.Connection) -> None:
     pass
 
 
+async def _begin(connection: asyncpg.Connection, how: str, tenant_id: str | None, tenants: str) -> None:
+    """Begins a transaction, where the end of the last one has not, and says for whom it is."""
+    if not connection.is_in_transaction():
+        await connection.execute(how)
+    await _enter(connection, tenant_id, tenants)
+
+
 async def _enter(connection: asyncpg.Connection, tenant_id: str | None, tenants: str) -> None:
-    """Says in a transaction that has begun for whom it is."""
     if tenant_id is None:
         await connection.execute("set local role agent_platform_operator")
     else:
         await connection.fetchrow(tenants, tenant_id)
 
 
-async def _end(connection: asyncpg.Connection, how: str) -> None:
-    """Ends a transaction that has not ended, and the connection where that fails: it can't be told what state it is in."""
+def _first(job: Job) -> Ask | None:
+    """What a unit asks for first. One that asks for nothing has done nothing, and is answered."""
     try:
-        if connection.is_in_transaction():
-            await connection.execute(how)
-    except (*_PASSING, asyncpg.PostgresError):
-        connection.terminate()
+        return next(job.unit)
+    except StopIteration as stop:
+        _answer(job, stop.value)
+    except Exception as error:
+        _fail(job, error)
+    return None
 
 
-def _answer(job: _Job, answer: Any) -> None:
+def _alike(asking: Sequence[tuple[Job, Ask]]) -> list[tuple[Job, Ask]]:
+    """Those that ask for their last, and for the same query as the first of them."""
+    last = [(job, asked) for job, asked in asking if asked.is_last]
+    return [(job, asked) for job, asked in last if asked.name == last[0][1].name]
+
+
+def _result(job: Job, answer: Any) -> Any:
+    """What a unit makes of the answer to what it asked last."""
+    try:
+        job.unit.send(answer)
+    except StopIteration as stop:
+        return stop.value
+    raise RuntimeError("A unit asked for more after what it called its last query.")
+
+
+def _answer(job: Job, answer: Any) -> None:
     if not job.answer.done():
         job.answer.set_result(answer)
 
 
-def _fail(job: _Job, error: Exception) -> None:
+def _fail(job: Job, error: Exception) -> None:
     if not job.answer.done():
         job.answer.set_exception(error)
-
-
-def _refuse(jobs: list[_Job], error: Exception) -> None:
-    for job in jobs:
-        _fail(job, _meant(error))
-
-
-def _meant(error: Exception) -> Exception:
-    """The error in the storage's own words, where it has one; else the error itself, a defect of ours."""
-    if isinstance(error, asyncpg.UniqueViolationError):
-        return UniqueViolation(error.constraint_name)
-    if isinstance(error, asyncpg.ForeignKeyViolationError):
-        return ForeignKeyViolation(error.constraint_name)
-    if isinstance(error, _PASSING):
-        unavailable = Unavailable()
-        unavailable.__cause__ = error
-        return unavailable
-    return error

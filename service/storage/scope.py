@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from service.storage.queries import Query, Shape
-from service.storage.units import Ask, Row, T, Unit, ask
+from service.storage.units import Ask, Row, T, Unit, ask_last
 
 # a query and its parameters, ready to run
 Statement = tuple[Query, dict[str, Any]]
@@ -51,17 +51,17 @@ class _View(ABC):
 
     async def one(self, query: str, /, **parameters: Any) -> Row | None:
         """The row that `query` finds or writes, or None."""
-        row: Row | None = await self._run(Shape.ONE, ask(query, **parameters))
+        row: Row | None = await self._run(Shape.ONE, ask_last(query, **parameters))
         return row
 
     async def many(self, query: str, /, **parameters: Any) -> list[Row]:
         """All rows that `query` finds."""
-        rows: list[Row] = await self._run(Shape.MANY, ask(query, **parameters))
+        rows: list[Row] = await self._run(Shape.MANY, ask_last(query, **parameters))
         return rows
 
     async def value(self, query: str, /, **parameters: Any) -> Any:
         """The first column of the first row that `query` finds, or None."""
-        return await self._run(Shape.VALUE, ask(query, **parameters))
+        return await self._run(Shape.VALUE, ask_last(query, **parameters))
 
     async def read(self, unit: Unit[T]) -> T:
         """Runs a unit of queries that only read, all on one state of the storage."""
