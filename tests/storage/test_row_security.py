@@ -1,24 +1,27 @@
 """The fifth lock on tenancy, PostgreSQL's own: what crosses when a query forgets its tenant? Nothing."""
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from service.resources import resource
-from service.storage import postgresql as engine_of_postgresql
+from service.storage import postgresql as driver
+from service.storage.engines import engine_of
 from service.storage.postgresql import PostgresqlDatabase
 from service.storage.queries import Query, load_queries
-from service.storage.scope import Database, Scope, Statement
-from service.storage.units import Ask, ask
+from service.storage.scope import Database, Scope, Statement, Unscoped
+from service.storage.units import Ask, Unit, ask
 from service.times import utc_now
 from tests.support import postgresql
-from tests.support.direct import Direct
+from tests.support.direct import Direct, direct
 from tests.support.tenancy import THEIRS, parameters, plant
 
 pytestmark = pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
@@ -133,7 +136,7 @@ async def test_lock_5_would_be_missed(
 
     await plant(tenants[0], storage)
     before = beside.contents()
-    monkeypatch.setattr(engine_of_postgresql, "_become_nobody", stay_who_you_are)
+    monkeypatch.setattr(driver, "_become_nobody", stay_who_you_are)
     async with opened(database) as broken:
         query = QUERIES[name]
         if is_insert(query):
@@ -189,6 +192,47 @@ async def test_a_connection_that_served_a_tenant_sees_nothing_when_none_is_set(
             await connection.execute(f"insert into tools ({', '.join(TOOL)}) values ('a', 'n', 'd', $1, $1)", utc_now())
         await storage._pool.release(connection)
     assert await a.one("get_tool", tool_id=1)
+
+
+@pytest.fixture
+def owned() -> Iterator[str]:
+    """The URL of a database whose owner, as whom it is migrated and served, is no superuser."""
+    url, name = postgresql.emptied(), f"agent_platform_owner_{os.getpid()}"
+    postgresql.create(name)
+    with direct(url) as server:
+        server.run(f'drop role if exists "{name}"')
+        server.run(f"create role \"{name}\" login createrole password 'secret'")
+        server.run(f'grant {TENANT}, {OPERATOR} to "{name}" with admin option')
+        server.run(f'alter database "{name}" owner to "{name}"')
+        parts = urlsplit(postgresql.url_of(name))
+        yield parts._replace(netloc=f"{name}:secret@{parts.hostname}:{parts.port or 5432}").geturl()
+        server.run(f'drop database "{name}" with (force)')
+        server.run(f'drop role "{name}"')
+
+
+async def test_an_owner_who_is_no_superuser_serves_all_of_it_and_sees_nothing_of_a_tenants(owned: str) -> None:
+    engine = engine_of(owned)
+    engine.migrate(resource("migrations"))
+    engine.check(resource("migrations"))
+    storage = await engine.open(load_queries(resource("sql"), engine.name))
+    for name in "ab":
+        await Unscoped(storage).write(tenant_made(name))
+    a, b = Scope(storage, "a", None), Scope(storage, "b", None)
+    await plant(a, storage)
+    assert (await b.one("get_agent", agent_id=1), await b.value("count_rows")) == (None, 0)
+    with direct(owned) as owner:
+        # he is a member of both roles: of what the operator sees he sees as much, and of no tenant's anything
+        assert {table for table, rows in owner.contents().items() if rows} == {"tenants", "api_keys"}
+    # what foreign keys and triggers do for a tenant, they do past the lock or under it
+    assert await a.value("total_runs", agent_id=0, status=None, model=None) == 1
+    assert await a.one("delete_agent", agent_id=1, versions=None)
+    assert await a.value("tool_is_used", tool_id=1) is False
+    assert await a.one("get_run", run_id=1)
+    await storage.close()
+
+
+def tenant_made(name: str) -> Unit[None]:
+    yield ask("create_tenant", id=name, now=utc_now())
 
 
 async def test_the_operator_sees_keys_and_nothing_that_tenants_own(
