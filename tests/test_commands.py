@@ -167,6 +167,7 @@ def commands(database: Path | str) -> Iterator[list[str]]:
     yield ["migrate", "--database", str(database)]
     yield ["serve", "--port", "0", "--database", str(database)]
     yield ["tenants", "list", "--database", str(database)]
+    yield ["copy", "--from", str(database), "--to", "copied.db"]
 
 
 def test_a_database_of_a_newer_version_is_refused_as_it_is(fresh: Path | str) -> None:
@@ -214,7 +215,8 @@ def test_a_command_on_a_database_that_is_not_migrated_says_what_does_it(fresh: P
 )
 def test_a_server_that_does_not_let_us_in_is_one_line_without_the_password(change: tuple[str, str], says: str) -> None:
     url = "postgresql://postgres:hunter2@127.0.0.1:5432/away".replace(*change)
-    for command in commands(url):
+    done("migrate", "--database", "here.db")
+    for command in (*commands(url), ["copy", "--from", "here.db", "--to", url]):
         said = refusal(1, *command)
         assert says in said
         assert "can't be reached" in said
@@ -234,9 +236,9 @@ def test_a_server_that_does_not_let_us_in_is_one_line_without_the_password(chang
     ],
 )
 def test_a_url_that_is_none_is_one_line_without_the_password(url: str) -> None:
-    for command in commands(url):
-        said = refusal(2, *command)
-        assert "'--database'" in said
+    for command, option in (("migrate", "--database"), ("copy", "--from")):
+        said = refusal(2, command, option, url)
+        assert f"'{option}'" in said
         assert "hunter2" not in said
     assert not any(Path().iterdir())
 
