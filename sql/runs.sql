@@ -113,7 +113,7 @@ where tenant_id = :tenant_id and agent_id = :agent_id
 -- How many runs there are in a span of time; the only total of runs that is counted. agent_id 0 stands for all agents.
 select count(*)
 from runs
-where tenant_id = :tenant_id and (:agent_id = 0 or agent_id = :agent_id)
+where tenant_id = :tenant_id and (agent_id = :agent_id or :agent_id = 0)
     and (status = :status or :status is null) and (model = :model or :model is null)
     and id > (
         select coalesce(max(id), 0)
