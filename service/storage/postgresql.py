@@ -134,7 +134,8 @@ class PostgresqlDatabase:
         while waiting:
             statement = waiting[0].statement
             together = [each for each in waiting if each.statement is statement] if statement.is_small else waiting[:1]
-            waiting = [each for each in waiting if each not in together]
+            # the caller's list too, so that no answer is held by it
+            waiting[:] = [each for each in waiting if each not in together]
             answers = await statement.read_each(connection, [each.parameters for each in together], enter=enter)
             for each, answer in zip(together, answers, strict=True):
                 if asked := self._advance(jobs, each.job, answer):

@@ -48,7 +48,7 @@ class Pool:
 
 
 def lanes(pool: Any, most: int, work: Callable[[Any, str | None, list[Job]], Any]) -> Lanes:
-    return Lanes(pool, most, 5.0, work, one_for_a_tenant=True)
+    return Lanes(pool, most, 5.0, work, None)
 
 
 def bind(asked: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 
 import aiohttp
+import psycopg
 import pytest
 
 from tests.conftest import KEY_A
@@ -113,6 +114,24 @@ async def test_a_write_that_is_cut_off_while_it_waits_is_not_done_and_its_retry_
         assert (first.status, first.headers.get("Idempotency-Replayed")) == (200, None)
         assert (again.status, again.headers["Idempotency-Replayed"]) == (200, "true")
         assert rows(url, "select count(*) from runs") == [(1,)]
+
+
+async def test_a_write_that_is_cut_off_in_its_middle_leaves_nothing_of_it(service: Service) -> None:
+    url = url_of(service)
+    async with aiohttp.ClientSession(service.origin, headers=KEY_A) as session:
+        (await session.post("/tools", json=TOOL)).release()
+        agent = {**AGENT, "tool_ids": [1]}
+        with psycopg.connect(url) as other:
+            # the agent is there already when its link has to wait for the tool
+            other.execute("select id from tools for update")
+            writing = asyncio.create_task(session.post("/agents", json=agent))
+            await has(url, "wait_event_type = 'Lock'")
+            assert cut_off(url, "wait_event_type = 'Lock'") == 1
+            assert (await writing).status == 503
+        for table in ("agent_ids", "agents", "agent_tools"):
+            assert rows(url, f"select count(*) from {table}") == [(0,)]
+        made = await session.post("/agents", json=agent)
+        assert (made.status, (await made.json())["tool_ids"]) == (201, [1])
 
 
 async def test_a_commit_whose_answer_is_lost_is_not_done_again_by_the_retry(server: Cluster, service: Service) -> None:
