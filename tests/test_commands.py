@@ -233,6 +233,7 @@ def test_a_server_that_does_not_let_us_in_is_one_line_without_the_password(chang
         "postgresql://postgres:hunter2@127.0.0.1:70000/x",
         "postgresql://postgres:hunter2@127.0.0.1/%00",
         "postgresql://postgres:hunter2@127.0.0.1/%zz",
+        "postgresql://postgres:hunter2@127.0.0.1/x?connect_timeout=3",
     ],
 )
 def test_a_url_that_is_none_is_one_line_without_the_password(url: str) -> None:
@@ -241,6 +242,14 @@ def test_a_url_that_is_none_is_one_line_without_the_password(url: str) -> None:
         assert f"'{option}'" in said
         assert "hunter2" not in said
     assert not any(Path().iterdir())
+
+
+@needs_postgresql
+def test_a_url_may_bear_the_settings_that_both_drivers_know() -> None:
+    settings = "sslmode=prefer&target_session_attrs=read-write&application_name=mine&options=-c%20search_path%3Dpublic"
+    url = postgresql.emptied()
+    head = done("tenants", "list", "--database", f"{url}{'&' if '?' in url else '?'}{settings}")
+    assert head.split() == ["TENANT", "KEYS", "CREATED"]
 
 
 def test_a_url_without_its_drivers_is_one_line_that_says_how_to_get_them(tmp_path: Path) -> None:

@@ -11,6 +11,11 @@ from service.storage.queries import Query
 from service.storage.scope import Database
 
 _URLS = ("postgresql://", "postgres://")
+# the settings of a URL that both drivers know; what only libpq knows, asyncpg would send to the server as one of its own
+_SETTINGS = {
+    *("host", "port", "dbname", "user", "password", "passfile", "target_session_attrs", "application_name", "options"),
+    *("sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "ssl_min_protocol_version", "ssl_max_protocol_version"),
+}
 
 
 class Engine(ABC):
@@ -130,12 +135,15 @@ def is_url(database: str) -> bool:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        ports = str(conninfo_to_dict(database).get("port", 5432)).split(",")
+        facts = conninfo_to_dict(database)
+        ports = str(facts.get("port", 5432)).split(",")
         if not all(0 < int(port) < 65536 for port in ports if port):
             raise ValueError
     except (ProgrammingError, ValueError):
         # it is not repeated, for it may hold a password
         raise ValueError("it is no URL as in postgresql://USER:PASSWORD@HOST:PORT/DATABASE.") from None
+    if unknown := sorted(facts.keys() - _SETTINGS):
+        raise ValueError(f"the setting {unknown[0]} can't be given in the URL.")
     return True
 
 

@@ -29,8 +29,8 @@ def ask(query: str, /, **parameters: Any) -> Ask:
     """What a unit yields to run the named `query`.
 
     The yield gives a row or None, a value, a list of rows, or the number of rows written, as the sign in the .sql file
-    says. It raises UniqueViolation and ForeignKeyViolation inside the unit, which may say what they mean, and ends with that: to
-    PostgreSQL a unit in which a statement has failed is lost.
+    says. It raises UniqueViolation and ForeignKeyViolation inside the unit, which may say what they mean, and ends with
+    that: to PostgreSQL a unit in which a statement has failed is lost.
     """
     return Ask(query, parameters)
 
