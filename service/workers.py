@@ -1,6 +1,7 @@
 """Several processes on one port: gunicorn starts them, starts again what dies, and drains and reloads them."""
 
 import logging
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -62,15 +63,16 @@ class Worker(GunicornUVLoopWebWorker):
 class Workers(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn with our settings instead of a file and a command line of its own."""
 
-    def __init__(self, config: Config, announce: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, listening: socket.socket, announce: Callable[[str], None]) -> None:
         self._config = config
+        # the socket is gunicorn's from now on
+        self._descriptor = listening.detach()
         self._announce = announce
         super().__init__()
 
     def load_config(self) -> None:
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         settings = {
-            "bind": f"{host}:{self._config.port}",
+            "bind": f"fd://{self._descriptor}",
             "workers": self._config.workers,
             "worker_class": f"{__name__}.{Worker.__name__}",
             "graceful_timeout": _ENDS,
@@ -104,6 +106,10 @@ def serve(config: Config, announce: Callable[[str], None]) -> None:
     """Serves with `config.workers` processes until SIGTERM or SIGINT; SIGHUP replaces them one and all.
 
     The database is migrated already. `announce` gets the lines that say where.
+    Raises OSError where the address can't be had.
     """
     allow_many_connections()
-    Workers(config, announce).run()
+    # gunicorn would try for five seconds, and say so in eleven lines
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listening = socket.create_server((config.host, config.port), family=family)
+    Workers(config, listening, announce).run()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -262,6 +263,15 @@ def test_a_database_that_is_not_there_is_one_line(server: Cluster, store: str, m
     assert done.stdout == ""
     assert done.stderr.startswith("agent-platform: The database postgresql://127.0.0.1:")
     assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_an_address_that_another_has_is_one_line(database: str, store: str, host: str) -> None:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as other:
+        address = ("--host", host, "--port", str(other.getsockname()[1]))
+        done = agent_platform("serve", *address, "--workers", "2", "--limiter", store, "--database", database)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert "Address already in use" in done.stderr
 
 
 def test_more_than_one_worker_with_what_they_can_not_share_is_one_line(database: str, store: str, tmp_path: Path) -> None:
