@@ -14,7 +14,7 @@ RUN = Traffic("run")
 ROUTES = (("GET /agents/{id}", AGENT), ("GET /agents/{id}/runs?limit=10", RUNS), ("POST …/run", RUN))
 
 
-def against(name: str, loads: Mapping[str, list[Load]], other: str, least: float, one: str = OURS) -> Figure:
+def against(name: str, loads: Mapping[str, list[Load]], other: str, least: float | None, one: str = OURS) -> Figure:
     """The median of the rounds' ratios; a round's two runs lie beside each other, so noise hurts both."""
     pairs = [(ours.rate, theirs.rate) for ours, theirs in zip(loads[one], loads[other], strict=True)]
     ours, theirs = (statistics.median(rates) for rates in zip(*pairs, strict=True))

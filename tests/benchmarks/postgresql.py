@@ -14,20 +14,31 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.compare import ROUTES, against, check_bodies
 from tests.benchmarks.filling import Filled, filled
+from tests.benchmarks.history import seed
 from tests.benchmarks.load import Client, get, latencies, post_run, rounds
 from tests.benchmarks.report import Figure, machine, table
-from tests.benchmarks.servers import HAS_SHARED_LIMITER, ONE_OF_MANY, OURS, TWO_WORKERS, USUAL_POSTGRESQL, Server, running
+from tests.benchmarks.servers import (
+    EMBEDDED,
+    HAS_SHARED_LIMITER,
+    ONE_OF_MANY,
+    OURS,
+    TWO_WORKERS,
+    USUAL_POSTGRESQL,
+    Server,
+    running,
+)
 from tests.support import postgresql
 
 _LEAST = (1.5, 1.5, 1.3)
 _RUNS_EACH = 1_000
-_STORED = 10_000
+# of those that are driven side by side, as many as there are connections
+_TENANTS = 16
 # how many tenants of a large database are asked
 _ASKED = 100
 
@@ -57,17 +68,24 @@ class Bench:
         self.folder = folder
         self.scale = scale
         self.facts: dict[str, Any] = {}
-        self.ours, self.others = filled("ours", 1, _STORED), filled("others", 1, _STORED)
+        self.ours, self.others = (filled(name, _TENANTS, _TENANTS * _RUNS_EACH) for name in ("ours", "others"))
 
     def routes(self) -> list[Figure]:
-        """The three routes against FastAPI on asyncpg, one process each, with 16 connections."""
+        """The three routes against FastAPI on asyncpg and our own embedded engine, one process each, with 16 connections."""
         figures = []
+        file = seed(self.folder, [_RUNS_EACH])[_RUNS_EACH]
         with ExitStack() as stack:
             servers = [self._serve(stack, OURS, self.ours), self._serve(stack, USUAL_POSTGRESQL, self.others)]
+            embedded = stack.enter_context(running(EMBEDDED, file))
             check_bodies(servers)
             for (route, traffic), least in zip(ROUTES, _LEAST, strict=True):
-                loads = rounds(servers, traffic, 16, self.scale.seconds, self.scale.rounds)
+                loads = rounds([*servers, embedded], traffic, 16, self.scale.seconds, self.scale.rounds)
                 figures.append(against(f"`{route}` against FastAPI on asyncpg", loads, USUAL_POSTGRESQL, least))
+                figures.append(against(f"`{route}` against ours on SQLite", loads, EMBEDDED, None))
+            for route, traffic in ROUTES:
+                spread = replace(traffic, callers=self.ours.callers)
+                loads = rounds(servers, spread, 16, self.scale.seconds, self.scale.rounds)
+                figures.append(against(f"`{route}` of 16 tenants against FastAPI on asyncpg", loads, USUAL_POSTGRESQL, None))
             # the databases know who is connected, and each has one server
             connected = (
                 "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
@@ -84,8 +102,10 @@ class Bench:
         with ExitStack() as stack:
             servers = [self._serve(stack, TWO_WORKERS, self.ours), self._serve(stack, ONE_OF_MANY, self.others)]
             for route, traffic in ROUTES:
-                loads = rounds(servers, traffic, 16, self.scale.seconds, self.scale.rounds)
-                figures.append(against(f"`{route}`, two workers against one", loads, ONE_OF_MANY, 1.3, one=TWO_WORKERS))
+                spread = replace(traffic, callers=self.ours.callers)
+                loads = rounds(servers, spread, 16, self.scale.seconds, self.scale.rounds)
+                name = f"`{route}` of 16 tenants, two workers against one"
+                figures.append(against(name, loads, ONE_OF_MANY, 1.3, one=TWO_WORKERS))
         return figures
 
     def limiter(self) -> list[Figure]:

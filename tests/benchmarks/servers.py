@@ -22,13 +22,13 @@ _OURS = ("-m", "service", "serve", "--rate-limit", "1000000")
 _PATIENCE = 60.0
 
 OURS, CEILING, USUAL, CLASSIC = "ours", "ceiling", "usual", "classic"
-# on PostgreSQL alone: ours with a limiter that processes share, ours with two of them, and what it is measured against
-ONE_OF_MANY, TWO_WORKERS, USUAL_POSTGRESQL = "one of many", "two workers", "usual_postgresql"
+# beside ours on PostgreSQL: ours on a file, ours with a limiter that processes share, two of these, and the usual choice
+EMBEDDED, ONE_OF_MANY, TWO_WORKERS, USUAL_POSTGRESQL = "embedded", "one of many", "two workers", "usual_postgresql"
 
 HAS_SHARED_LIMITER = any(field.name == "limiter" for field in fields(Config))
 _LIMITER = os.environ.get("AGENT_PLATFORM_TEST_LIMITER", "redis://127.0.0.1:6379/9")
 _SHARED = ("--limiter", _LIMITER) if HAS_SHARED_LIMITER else ()
-_OPTIONS = {OURS: (), ONE_OF_MANY: _SHARED, TWO_WORKERS: ("--workers", "2", *_SHARED)}
+_OPTIONS = {OURS: (), EMBEDDED: (), ONE_OF_MANY: _SHARED, TWO_WORKERS: ("--workers", "2", *_SHARED)}
 
 
 @dataclass(frozen=True)
