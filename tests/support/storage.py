@@ -124,17 +124,21 @@ async def only_reads(app: web.Application, database: Database) -> AsyncIterator[
         await engine._writer.connection.execute_fetchall("pragma query_only = off")
         return
     assert isinstance(database, str)
-    name = rows(database, "select current_database()")[0][0]
-    for setting in ("set default_transaction_read_only = on", "reset default_transaction_read_only"):
+
+    async def each_session(setting: str) -> None:
         with psycopg.connect(database, autocommit=True, options="-c default_transaction_read_only=off") as connection:
-            connection.execute(f'alter database "{name}" {setting}')
+            connection.execute(f'alter database "{connection.info.dbname}" {setting}')
         cut_off(database)
         async with asyncio.timeout(5):
             # else the next request may find out first
             while engine._pool.get_size():  # noqa: ASYNC110  # nothing announces it
                 await asyncio.sleep(0.001)
-        if setting.startswith("set"):
-            yield
+
+    await each_session("set default_transaction_read_only = on")
+    try:
+        yield
+    finally:
+        await each_session("reset default_transaction_read_only")
 
 
 def cut_off(database: str, which: str = "true") -> int:
