@@ -167,6 +167,7 @@ def test_a_server_that_is_not_safe_is_found_out(
 ) -> None:
     script = tmp_path / "broken.py"
     script.write_text(f"{_BROKEN[engine, broken]}\nfrom tests.attacks.held_server import main\n\nmain()\n")
+    monkeypatch.setattr(crashes, "_START", 15_000.0)
     monkeypatch.setattr(crashes, "SERVERS", ((str(script),),))
     monkeypatch.setattr(crashes, "_ROUNDS", ("load",))
     with pytest.raises(AssertionError, match=complaint):
