@@ -42,7 +42,10 @@ class Ceiling:
 
     async def get_agent(self, request: web.Request) -> web.Response:
         ids = {"tenant_id": _tenant(request), "agent_id": int(request.match_info["agent_id"])}
-        return web.json_response(await self.one("get_agent", ids))
+        agent = await self.one("get_agent", ids)
+        # what ours sends as an ETag
+        del agent["version"]
+        return web.json_response(agent)
 
     async def list_agent_runs(self, request: web.Request) -> web.Response:
         tenant_id, agent_id = _tenant(request), int(request.match_info["agent_id"])
