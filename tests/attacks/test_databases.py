@@ -118,6 +118,8 @@ def test_what_is_left_open_is_found_out(served: tuple[Store, "psycopg.Connection
 
 @needs_postgresql
 def test_the_databases_of_a_process_are_found_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    # which is to go with this process, whatever its number is said to be below
+    databases_postgresql.template()
     monkeypatch.setattr(os, "getpid", lambda: 10_000_000)
     url = databases_postgresql.create()
     databases_postgresql.forget(1_000_000)
