@@ -37,12 +37,12 @@ _PATIENCE = 5.0
 _SEES = "select set_config('agent_platform.tenant_id', $1, true)"
 _WRITES = "select set_config('agent_platform.tenant_id', $1, true), pg_advisory_xact_lock(hashtextextended($1, 7203))"
 # A query that reads, for several sets of values in one round trip, which is one transaction: a row says by its number whose
-# it is. Under the number 0 nothing is read, and the transaction is said to be for the tenant, every query's first parameter.
+# it is. Under the number 0 nothing is read, and the transaction is said to be for the tenant, whatever the query is given.
 _OF_MANY = """
-with entered as materialized (select set_config('agent_platform.tenant_id', $1, true))
+with entered as materialized (select set_config('agent_platform.tenant_id', {tenant}, true) where {number} = 0)
 select cast({number} as bigint) as "#", one.*
 from ({sql}) as one
-where {number} > 0 or (select count(*) from entered) = 0
+where {number} > 0 or (select count(*) from entered) < 0
 """
 _SETTINGS = {
     "application_name": "agent-platform",
@@ -120,23 +120,28 @@ class PostgresqlDatabase:
             # one query sees one state whatever the transaction
             alone = [each for each in waiting if each.is_last and not each.statement.writes]
             waiting = [each for each in waiting if each not in alone]
-            await self._read_in_step(connection, jobs, alone, enter=True)
+            await self._read_in_step(connection, jobs, alone, enter=tenant_id)
         if waiting:
             await connection.execute("begin isolation level repeatable read read only")
-            await _enter(connection, tenant_id, _SEES)
-            await self._read_in_step(connection, jobs, waiting, enter=False)
+            # the first query can say for whom it is
+            enter = None if waiting[0].statement.writes else tenant_id
+            if enter is None:
+                await _enter(connection, tenant_id, _SEES)
+            await self._read_in_step(connection, jobs, waiting, enter=enter)
             await connection.execute("rollback")
 
     async def _read_in_step(
-        self, connection: asyncpg.Connection, jobs: list[Job], waiting: list["_Asked"], *, enter: bool
+        self, connection: asyncpg.Connection, jobs: list[Job], waiting: list["_Asked"], *, enter: str | None
     ) -> None:
-        """Runs units of one tenant to their ends: what they ask alike, they ask together."""
+        """Runs units of one tenant to their ends: what they ask alike, they ask together. See read_each."""
         while waiting:
             statement = waiting[0].statement
             together = [each for each in waiting if each.statement is statement] if statement.is_small else waiting[:1]
             # the caller's list too, so that no answer is held by it
             waiting[:] = [each for each in waiting if each not in together]
             answers = await statement.read_each(connection, [each.parameters for each in together], enter=enter)
+            # a transaction that goes on is told once
+            enter = None if connection.is_in_transaction() else enter
             for each, answer in zip(together, answers, strict=True):
                 if asked := self._advance(jobs, each.job, answer):
                     waiting.append(asked)
@@ -244,7 +249,8 @@ class _Statement:
         self._parameters = query.parameters
         numbers = {name: f"${number}" for number, name in enumerate(query.parameters, 1)}
         self._sql = _VARIABLE.sub(lambda found: numbers[found[1]], query.sql)
-        self._sql_of_many = _OF_MANY.format(sql=self._sql, number=f"${len(numbers) + 1}")
+        number, tenant = (f"${len(numbers) + more}" for more in (1, 2))
+        self._sql_of_many = _OF_MANY.format(sql=self._sql, number=number, tenant=tenant)
         # known when the first row is
         self._columns: list[tuple[str, Callable[[str], Any] | None]] = []
 
@@ -260,15 +266,14 @@ class _Statement:
         return [self._row(row, 0) for row in rows]
 
     async def read_each(
-        self, connection: asyncpg.Connection, asked: Sequence[Mapping[str, Any]], *, enter: bool
+        self, connection: asyncpg.Connection, asked: Sequence[Mapping[str, Any]], *, enter: str | None
     ) -> list[Any]:
-        """The answer to each of `asked`; where it is to `enter`, in a transaction of its own that is their tenant's."""
-        if len(asked) == 1 and not enter:
+        """The answer to each of `asked`. First the transaction, their own where none has begun, is said to be `enter`'s."""
+        if len(asked) == 1 and enter is None:
             return [await self.run(connection, asked[0])]
-        arguments = [[*[each[name] for name in self._parameters], number] for number, each in enumerate(asked, 1)]
-        if enter:
-            nothing = [None] * (len(self._parameters) - 1)
-            arguments.insert(0, [asked[0]["tenant_id"], *nothing, 0])
+        arguments = [[*[each[name] for name in self._parameters], number, None] for number, each in enumerate(asked, 1)]
+        if enter is not None:
+            arguments.insert(0, [*[None] * len(self._parameters), 0, enter])
         found: list[list[Any]] = [[] for _ in asked]
         for row in await connection.fetchmany(self._sql_of_many, arguments):
             found[row[0] - 1].append(row[1] if self._shape is Shape.VALUE else self._row(row, 1))
