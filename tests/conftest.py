@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,11 @@ def files_are_read_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def contract() -> Contract:
     return Contract()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for something."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -16,15 +16,16 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, TimeoutError
 
 from service import shared_limiter
+from service.app import make_app
 from service.config import Config
 from service.errors import TooManyRuns, Unavailable
 from service.shared_limiter import SharedWindow, connect
 from service.state import STATE
-from service.storage import sqlite
 from tests.conftest import KEY_A, KEY_B, Client, Serve
 from tests.support.database import migrated
 from tests.support.http import Answer, answer, everything, make_agent
 from tests.support.process import Service
+from tests.support.storage import only_reads
 from tests.support.store import Store, can_be_started
 
 TASK = {"task": "Say hello", "model": "gpt-4o"}
@@ -247,20 +248,11 @@ async def test_an_answer_that_is_given_again_says_what_is_left(serve: Serve, sha
     assert [each.headers["RateLimit"].split(";")[1] for each in (first, again)] == ["r=4", "r=3"]
 
 
-async def test_a_run_that_could_not_be_stored_is_taken_back(
-    serve: Serve, shared: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = await serve(shared)
+async def test_a_run_that_could_not_be_stored_is_taken_back(serve: Serve, shared: Config) -> None:
+    app = make_app(shared)
+    client = await serve(app=app)
     await make_agent(client)
-    execute = sqlite._execute
-
-    def full(connection: Any, statement: Any) -> Any:
-        if statement[0].name == "create_run":
-            raise Unavailable
-        return execute(connection, statement)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sqlite, "_execute", full)
+    async with only_reads(app, shared.database):
         failed = [await run(client) for _ in range(7)]
     assert {each.status for each in failed} == {503}
     assert {each.headers["RateLimit"].split(";")[1] for each in failed} == {"r=5"}
