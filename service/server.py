@@ -76,6 +76,8 @@ class Runner(web.AppRunner):
             await asyncio.sleep(patience / 10)
             for connection in self._connections():
                 connection.cut_off_if_slow(patience)
+            if isinstance(self.server, Server):
+                self.server.make_room()
 
 
 def serve(app: web.Application, config: Config, announce: Callable[[str], None]) -> None:
