@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -256,10 +257,17 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(tmp_path: Path) ->
 
 
 def test_a_server_without_streams_ends_as_others_do(tmp_path: Path) -> None:
-    line = f"exec {sys.executable} -m service serve --port 0 --database {tmp_path}/quiet.db"
     for closed in ("2>&-", "<&- >&- 2>&-"):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        line = f"exec {sys.executable} -m service serve --port {port} --database {tmp_path}/quiet.db"
         process = subprocess.Popen(["sh", "-c", f"{line} {closed}"], env=clean_environment())
-        time.sleep(1.5)
+        deadline = time.monotonic() + 10
+        # it can't say that it listens
+        while time.monotonic() < deadline:
+            with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 0, closed
 
