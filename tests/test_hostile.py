@@ -29,6 +29,7 @@ from tests.conftest import KEY_A, Client, Serve
 from tests.support import postgresql
 from tests.support.direct import direct
 from tests.support.http import Wire, refused
+from tests.support.pace import slowness
 from tests.support.process import Service, clean_environment
 from tests.support.storage import made
 
@@ -42,7 +43,7 @@ async def test_a_megabyte_of_mistakes_is_answered_at_once(client: Client, item: 
     began = time.perf_counter()
     response = await client.post("/agents", data=body, headers=JSON)
     # unbounded, it takes five seconds and more
-    assert time.perf_counter() - began < 2.5
+    assert time.perf_counter() - began < 4 * slowness()
     assert response.status == 400
     problem = await response.json()
     assert len(problem["errors"]) <= 1000
@@ -56,7 +57,7 @@ async def test_a_megabyte_of_long_numbers_is_answered_at_once(client: Client) ->
         client, 400, "POST", "/agents", JSON, data=json.dumps(AGENT)[:-1] + f', "tool_ids": [{numbers}]}}'
     )
     # computed with, they take over ten seconds
-    assert time.perf_counter() - began < 2.5
+    assert time.perf_counter() - began < 4 * slowness()
     assert problem["errors"][0]["pointer"].startswith("#/tool_ids")
 
 
@@ -70,7 +71,7 @@ async def test_a_bomb_that_nobody_reads_holds_nobody_up(client: Client) -> None:
             began = time.perf_counter()
             assert (await client.get("/health")).status == 200
             # decompressed behind the answer, it takes half a second
-            assert time.perf_counter() - began < 0.25
+            assert time.perf_counter() - began < 0.3 * slowness()
 
 
 async def test_a_megabyte_of_unknown_fields_is_answered_at_once(client: Client) -> None:
@@ -88,7 +89,7 @@ async def test_a_run_on_the_longest_task_with_the_most_tools_does_not_hold_the_o
     task = ("a b c d e f g h i j k l m n o p q r s t u v w x y " * 400)[:19_900] + "".join(f" zz{n}" for n in range(8))
     run = await client.json("POST", f"/agents/{agent['id']}/run", json={"task": task, "model": "gpt-4o"})
     assert [step["tool_name"] for step in run["steps"]] == names[42:]
-    assert run["duration_ms"] < 250
+    assert run["duration_ms"] < 250 * slowness()
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "foo", "gzip, gzip"])
@@ -253,7 +254,7 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(tmp_path: Path) ->
         time.sleep(0.3)
         began = time.monotonic()
         service.__exit__(None, None, None)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 5 * slowness()
 
 
 def test_a_server_without_streams_ends_as_others_do(tmp_path: Path) -> None:

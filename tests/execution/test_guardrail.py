@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.execution.guardrail import RULES, stopped_by
+from tests.support.pace import slowness
 
 REAL_TASKS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "tasks.jsonl"
 NONCE = "0123456789abcdef"
@@ -425,4 +426,4 @@ def test_hostile_text_of_full_length_is_answered_in_time(unit: str) -> None:
     task = (unit * 20_000)[:20_000]
     started = time.perf_counter()
     stopped_by(task)
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 1 * slowness()

@@ -15,6 +15,7 @@ import pytest
 from tests.attacks.held_server import hold_file
 from tests.conftest import KEY_A
 from tests.support.http import AGENT, TOOL
+from tests.support.pace import slowness
 from tests.support.process import ROOT, clean_environment
 from tests.support.secrets import leaks
 
@@ -102,8 +103,8 @@ async def test_what_does_not_end_is_cut_off_and_leaves_nothing(tmp_path: Path) -
             await asyncio.sleep(0.2)
             began = time.monotonic()
             held.process.terminate()
-            assert await held.ends(6) == 0
-            assert 2 < time.monotonic() - began < 5.5
+            assert await held.ends(10) == 0
+            assert 2 < time.monotonic() - began < 5.5 * slowness()
             with pytest.raises(aiohttp.ClientError):
                 await running
         assert held.rows("select (select count(*) from runs), (select count(*) from kept_answers)") == [(0, 0)]
@@ -142,5 +143,5 @@ async def test_a_stop_with_nothing_under_way_is_immediate(tmp_path: Path) -> Non
         assert (await status(held, "/ready"))[0] == 200
         began = time.monotonic()
         held.process.terminate()
-        assert await held.ends(2) == 0
-        assert time.monotonic() - began < 1
+        assert await held.ends(5) == 0
+        assert time.monotonic() - began < 1 * slowness()
