@@ -16,7 +16,7 @@ from service.errors import Crash, Malformed, NotFound, Problem, RequestTimeout
 from service.logs import whereabouts
 from service.problems import new_request_id, problem_response, request_id_of
 
-# how much of all answers may wait for clients that take them slowly; looked at before each large one. In bytes
+# how many bytes of all answers may wait for clients that take them slowly; looked at by the watch, and before a large one
 _MOST_UNSENT = 2**28
 _LARGE = 2**19
 # unsent bytes of one connection

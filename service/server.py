@@ -86,6 +86,8 @@ class Runner(web.AppRunner):
             await asyncio.sleep(patience / 10)
             for connection in self._connections():
                 connection.cut_off_if_slow(patience)
+            if isinstance(self.server, Server):
+                self.server.make_room()
 
 
 async def _wait_while(something_is_left: Callable[[], bool], patience: float) -> None:
