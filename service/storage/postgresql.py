@@ -37,11 +37,12 @@ _PATIENCE = 5.0
 _SEES = "select set_config('agent_platform.tenant_id', $1, true)"
 _WRITES = "select set_config('agent_platform.tenant_id', $1, true), pg_advisory_xact_lock(hashtextextended($1, 7203))"
 # A query that reads, for several sets of values in one round trip, which is one transaction: a row says by its number whose
-# it is. Under the number 0 nothing is read, and the transaction is said to be for the tenant, whatever the query is given.
+# it is. Under the number 0 nothing is read, and the transaction is said to be for the tenant, whatever the query is given:
+# `offset 0` keeps what the query says by itself from being asked first.
 _OF_MANY = """
 with entered as materialized (select set_config('agent_platform.tenant_id', {tenant}, true) where {number} = 0)
 select cast({number} as bigint) as "#", one.*
-from ({sql}) as one
+from (select * from ({sql}) as asked offset 0) as one
 where {number} > 0 or (select count(*) from entered) < 0
 """
 _SETTINGS = {
