@@ -1,6 +1,5 @@
 """Fixtures: a fresh service for each test, and a client that holds every answer against openapi.yaml."""
 
-import functools
 import json
 import logging
 import os
@@ -12,16 +11,14 @@ from uuid import uuid4
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from connexion.spec import Specification
 
 from service.app import make_app
 from service.config import Config
-from service.contract import load_spec
 from service.server import Runner
-from service.storage.queries import load_queries
 from tests.support import postgresql
 from tests.support.contract import Contract
 from tests.support.database import migrated
+from tests.support.reading import read_once
 from tests.support.secrets import LeakFinder
 from tests.support.store import store_url
 
@@ -76,19 +73,9 @@ def leaks() -> Iterator[LeakFinder]:
 
 @pytest.fixture(scope="session", autouse=True)
 def files_are_read_once() -> Iterator[None]:
-    """The spec and the SQL are the same for all applications: read, checked and resolved once, not a thousand times."""
-    load, loaded = Specification.load, {}
-
-    def load_once(spec: dict[str, Any], arguments: Any = None) -> Specification:
-        if id(spec) not in loaded:
-            # kept with its dict, so that no other one gets the same id
-            loaded[id(spec)] = spec, load(spec, arguments)
-        return loaded[id(spec)][1]
-
+    """As a thousand applications are made."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Specification, "load", load_once)
-        patch.setattr("service.app.load_spec", functools.cache(load_spec))
-        patch.setattr("service.app.load_queries", functools.cache(load_queries))
+        read_once(patch.setattr)
         yield
 
 

@@ -34,7 +34,6 @@ def running(*services: Service) -> Iterator[Sequence[Service]]:
 
 def everything_said(service: Service) -> list[str]:
     """The lines that a service which has ended announced."""
-    assert service.process.stdout is not None
     return [*service.announced, *service.process.stdout.read().decode().splitlines()]
 
 

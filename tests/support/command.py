@@ -3,11 +3,13 @@
 import re
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.support.forked import Forked
 from tests.support.process import clean_environment
 
 COMMAND = (sys.executable, "-m", "service")
@@ -16,9 +18,17 @@ KEY = re.compile(r"mk_[0-9A-Za-z]{39}")
 
 def agent_platform(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs one command to its end."""
-    return subprocess.run(
-        [*COMMAND, *arguments], env=clean_environment(**variables), capture_output=True, text=True, timeout=20
-    )
+    environment = clean_environment(**variables)
+    if any(name.startswith("PYTHON") for name in variables):
+        # they are for an interpreter that begins
+        return subprocess.run([*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=20)
+    with tempfile.TemporaryFile() as errors:
+        process = Forked(arguments, environment, errors)
+        with process.stdout as output:
+            printed = output.read().decode()
+        code = process.wait(20)
+        errors.seek(0)
+        return subprocess.CompletedProcess(arguments, code, printed, errors.read().decode())
 
 
 def done(*arguments: str, **variables: str) -> str:
