@@ -1,8 +1,6 @@
 """`agent-platform copy`: from one database to another and back, interrupted, refused, and compared at the end."""
 
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,9 +17,9 @@ from service.storage.queries import load_queries
 from service.storage.scope import Database
 from tests.conftest import KEY_A, KEY_B, Serve
 from tests.support import postgresql
+from tests.support.command import agent_platform
 from tests.support.database import migrated
 from tests.support.http import make_agent, make_tool, run
-from tests.support.process import ROOT, clean_environment
 
 
 async def opened(database: Path | str) -> Database:
@@ -163,23 +161,12 @@ def test_every_table_and_column_is_moved(database: Path) -> None:
             assert {column[0] for column in cursor.description} == columns, table
 
 
-def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "service", "copy", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=clean_environment(),
-        cwd=ROOT,
-    )
-
-
 async def test_the_command_moves_and_says_what(furnished: Path | str, other: Path | str) -> None:
-    done = command("--from", str(furnished), "--to", str(other))
+    done = agent_platform("copy", "--from", str(furnished), "--to", str(other))
     assert done.returncode == 0, done.stderr
     assert "Moved 2 tenants with " in done.stdout
     assert "both have the checksum" in done.stdout
-    again = command("--from", str(furnished), "--to", str(other))
+    again = agent_platform("copy", "--from", str(furnished), "--to", str(other))
     assert (again.returncode, again.stdout) == (1, "")
     assert "The target isn't empty." in again.stderr
 
@@ -192,7 +179,7 @@ async def test_what_can_not_be_moved_is_one_line(furnished: Path | str, tmp_path
         (("--from", str(furnished), "--to", "postgresql://postgres@127.0.0.1:1/nowhere"), "can't be reached"),
         (("--from", str(furnished)), "Missing option '--to'"),
     ):
-        done = command(*arguments)
+        done = agent_platform("copy", *arguments)
         assert done.returncode != 0
         assert done.stderr.strip().count("\n") == 0, done.stderr
         assert said in done.stderr
