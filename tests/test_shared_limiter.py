@@ -121,13 +121,14 @@ async def test_exactly_five_are_admitted_however_many_services_there_are(
 
 async def test_exactly_five_are_admitted_in_each_window(serve: Serve, shared: Config, tmp_path: Path) -> None:
     clients = await several(serve, replace(shared, rate_window=2), tmp_path)
+    wait = 0
     for _ in range(2):
+        # as long as the last one was told
+        await asyncio.sleep(wait)
         answers = await asyncio.gather(*(run(client) for client in clients for _ in range(8)))
         assert Counter(each.status for each in answers) == {200: 5, 429: 19}
-        # as long as the last one was told
         wait = min(int(each.headers["Retry-After"]) for each in answers if each.status == 429)
         assert wait <= 2
-        await asyncio.sleep(wait)
 
 
 def test_processes_of_their_own_share_one_limit(own: Store, tmp_path: Path) -> None:
@@ -339,6 +340,7 @@ async def test_a_server_that_keeps_silent_is_waited_for_once_a_second(
         began, answers = time.monotonic(), []
         while time.monotonic() - began < 2.5:
             answers += await asyncio.gather(*(run(client) for _ in range(5)))
+            await asyncio.sleep(0.05)
         assert {each.status for each in answers} == {503}
         assert len(answers) > 20
         assert 2 <= connections <= 4

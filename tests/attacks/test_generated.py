@@ -13,13 +13,17 @@ from tests.support.contract import SPEC_FILE
 
 
 def test_generated_requests_find_nothing(engine: str, tmp_path: Path) -> None:
-    counts = attack(4, 1_000, tmp_path, engine)
-    assert counts["requests"] >= 1_000
+    # each phase on one engine; what coverage sends depends on the spec alone, and most is refused before the engine is asked
+    last, amount = {"sqlite": ("coverage", 1_000), "postgresql": ("stateful", 100)}[engine]
+    first = ("examples", "fuzzing", last)
+    counts = attack(4, amount, tmp_path, engine, first)
+    assert counts["requests"] >= amount
     assert counts["operations"] == 21
     assert counts["check_kinds"] == 15
     assert counts["checks"] > 10 * counts["requests"]
-    assert counts["links"] > 5
-    assert counts["stateful_sequences"] >= 4
+    if last == "stateful":
+        assert counts["links"] > 5
+        assert counts["stateful_sequences"] >= 4
     assert {"status_200", "status_201", "status_204", "status_400", "status_401", "status_404", "status_429"} <= set(counts)
 
 

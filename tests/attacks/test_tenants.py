@@ -1,7 +1,7 @@
 """A short run of tenants.py, and what it must not overlook: services in which one thing is broken."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,27 +10,27 @@ import pytest
 import service.app
 from service.limiter import FixedWindow
 from service.storage.queries import Query, load_queries
-from tests.attacks.tenants import STEPS, attack, some_sequences
+from tests.attacks.tenants import STEPS, attack, cover_the_spec, some_sequences
 from tests.support import postgresql
 
-SEQUENCES = {"sqlite": 20, "postgresql": 5}
-# under this seed, so many find each of the services below
-SEED, ENOUGH = 20_000, 4
+SEQUENCES = {"sqlite": 8, "postgresql": 2}
+# a service that is broken as below is found by the second sequence: the first one is always a plain one
+ENOUGH = 2
 
-# the query, what stands in it, and what stands there in the broken service
+# a seed under which it is soon found; the query, what stands in it, and what stands there in the broken service
 BROKEN = {
-    "a revoked key opens": ("find_api_key", " and revoked_at is null", ""),
-    "an update loses a field": ("change_agent", "role = coalesce(:role, role)", "role = coalesce(role, :role)"),
-    "an agent's tag outlives a tool's name": ("tool_is_renamed", "version + 1", "version"),
+    "a revoked key opens": (25, "find_api_key", " and revoked_at is null", ""),
+    "an update loses a field": (21, "change_agent", "role = coalesce(:role, role)", "role = coalesce(role, :role)"),
+    "an agent's tag outlives a tool's name": (29, "tool_is_renamed", "version + 1", "version"),
 }
 # in PostgreSQL row-level security holds where these forget the tenant
 FORGETFUL = {
-    "a tool is read whosever it is": ("get_tool", "tenant_id = :tenant_id", ":tenant_id <> ''"),
-    "keys of retries meet": ("get_kept_answer", "tenant_id = :tenant_id", ":tenant_id <> ''"),
+    "a tool is read whosever it is": (22, "get_tool", "tenant_id = :tenant_id", ":tenant_id <> ''"),
+    "keys of retries meet": (27, "get_kept_answer", "tenant_id = :tenant_id", ":tenant_id <> ''"),
 }
 
 
-def breaking(*changes: tuple[str, str, str]) -> Callable[[Path, str], Mapping[str, Query]]:
+def breaking(*changes: Sequence[str]) -> Callable[[Path, str], Mapping[str, Query]]:
     """load_queries with one text in each of these queries changed."""
 
     def load(folder: Path, engine: str) -> Mapping[str, Query]:
@@ -48,37 +48,42 @@ def test_two_tenants_and_a_stranger_find_what_the_model_has(engine: str, tmp_pat
     counts = attack(1, sequences, tmp_path, engine)
     assert counts[f"sequences of {STEPS} steps"] >= sequences
     assert counts["steps"] >= sequences * STEPS
+    if engine == "sqlite":
+        # the few on the other engine do not come to everything
+        cover_the_spec(counts, "operation")
 
 
-def find(folder: Path, engine: str) -> Counter[str]:
+def find(seed: int, folder: Path, engine: str) -> Counter[str]:
     counts: Counter[str] = Counter()
-    some_sequences(SEED, ENOUGH, folder, engine, counts, shrink=False)
+    some_sequences(seed, ENOUGH, folder, engine, counts, shrink=False)
     return counts
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 def test_a_broken_query_is_found(
-    broken: tuple[str, str, str], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: tuple[int, str, str, str], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.app, "load_queries", breaking(broken))
+    seed, name, old, new = broken
+    monkeypatch.setattr(service.app, "load_queries", breaking((name, old, new)))
     with pytest.raises(AssertionError, match=r"(?s)The last requests before it.*The sequence"):
-        find(tmp_path, engine)
+        find(seed, tmp_path, engine)
 
 
 @pytest.mark.embedded
 @pytest.mark.parametrize("broken", FORGETFUL.values(), ids=FORGETFUL)
 def test_a_query_that_forgets_the_tenant_is_found(
-    broken: tuple[str, str, str], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: tuple[int, str, str, str], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.app, "load_queries", breaking(broken))
+    seed, name, old, new = broken
+    monkeypatch.setattr(service.app, "load_queries", breaking((name, old, new)))
     with pytest.raises(AssertionError, match="The last requests before it"):
-        find(tmp_path, engine)
+        find(seed, tmp_path, engine)
 
 
 @pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
 def test_in_postgresql_queries_that_forget_the_tenant_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.app, "load_queries", breaking(*FORGETFUL.values()))
-    counts = find(tmp_path, "postgresql")
+    monkeypatch.setattr(service.app, "load_queries", breaking(*(change for _, *change in FORGETFUL.values())))
+    counts = find(30, tmp_path, "postgresql")
     assert counts["sequences"] >= ENOUGH
     assert counts["succeeded get_tool"] > 0
     assert counts["replays"] > 0
@@ -91,4 +96,4 @@ def test_a_limit_that_tenants_share_is_found(tmp_path: Path, monkeypatch: pytest
     admit = FixedWindow.admit
     monkeypatch.setattr(FixedWindow, "admit", lambda limiter, _: admit(limiter, "everybody"))
     with pytest.raises(AssertionError, match="The last requests before it"):
-        find(tmp_path, "sqlite")
+        find(21, tmp_path, "sqlite")

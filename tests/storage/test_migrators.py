@@ -19,8 +19,8 @@ from tests.support.schema import schema
 pytestmark = pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
 
 FOLDER = resource("migrations")
-PROCESSES = 6
-KILLS = 12
+PROCESSES = 4
+KILLS = 6
 
 
 @pytest.fixture

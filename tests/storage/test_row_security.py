@@ -6,11 +6,13 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+import pytest_asyncio
 
 from service.resources import resource
 from service.storage import postgresql as driver
@@ -20,8 +22,10 @@ from service.storage.queries import Query, load_queries
 from service.storage.scope import Database, Scope, Statement, Unscoped
 from service.storage.units import Ask, Unit, ask, ask_last
 from service.times import utc_now
+from tests.storage.planted import Planted, planted
 from tests.support import postgresql
 from tests.support.direct import Direct, direct
+from tests.support.storage import made
 from tests.support.tenancy import THEIRS, parameters, plant
 
 pytestmark = pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
@@ -76,6 +80,37 @@ async def opened(url: str) -> AsyncIterator[PostgresqlDatabase]:
     await storage.close()
 
 
+# these share a database, which is set back, and a loop with it
+in_one_database = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def house() -> AsyncIterator[Planted]:
+    async with planted(made("postgresql", Path("row_security"))) as found:
+        yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def locked(house: Planted) -> AsyncIterator[PostgresqlDatabase]:
+    async with opened(str(house.database)) as broken:
+        yield broken
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def unlocked(house: Planted) -> AsyncIterator[PostgresqlDatabase]:
+    """The same, but its connections have a role that row-level security does not bind."""
+
+    async def stay_who_you_are(connection: asyncpg.Connection) -> None:
+        pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "_become_nobody", stay_who_you_are)
+        storage = opened(str(house.database))
+        broken = await storage.__aenter__()
+    yield broken
+    await storage.__aexit__(None, None, None)
+
+
 async def run_query(tenant: Scope, query: Query, like: Query, how: Callable[..., Ask] = ask) -> Any:
     """Runs `query` with the parameters of the one that it was made from."""
 
@@ -101,54 +136,42 @@ def test_every_query_has_a_predicate_to_strip_or_writes_a_tenant() -> None:
         assert len(re.findall(r":tenant_id", QUERIES[name].sql)) >= 1
 
 
+@in_one_database
 @pytest.mark.parametrize("name", SCOPED)
 async def test_lock_5_a_query_without_its_tenant_predicate_reaches_nothing(
-    name: str, tenants: tuple[Scope, Scope], storage: Database, beside: Direct, database: str
+    name: str, house: Planted, locked: PostgresqlDatabase
 ) -> None:
-    await plant(tenants[0], storage)
+    beside = house.set_back().beside
     before = beside.contents()
-    async with opened(database) as broken:
-        b, forged = Scope(broken, "b", None), Forged(broken, "b", None)
-        query = QUERIES[name]
-        if is_insert(query):
-            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
-                await run_query(forged, query, query)
-        else:
-            # within a transaction, and as the only query of one
-            for how in (ask, ask_last):
-                assert not has_crossed(name, await run_query(forged, query, query, how))
-                for each in BROKEN[name]:
-                    assert not has_crossed(name, await run_query(b, each, query, how)), each.name
+    b, forged = Scope(locked, "b", None), Forged(locked, "b", None)
+    query = QUERIES[name]
+    if is_insert(query):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
+            await run_query(forged, query, query)
+    else:
+        # within a transaction, and as the only query of one
+        for how in (ask, ask_last):
+            assert not has_crossed(name, await run_query(forged, query, query, how))
+            for each in BROKEN[name]:
+                assert not has_crossed(name, await run_query(b, each, query, how)), each.name
     assert beside.contents() == before
 
 
+@in_one_database
 @pytest.mark.parametrize("name", SCOPED)
-async def test_lock_5_would_be_missed(
-    name: str,
-    tenants: tuple[Scope, Scope],
-    storage: Database,
-    beside: Direct,
-    database: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_lock_5_would_be_missed(name: str, house: Planted, unlocked: PostgresqlDatabase) -> None:
     """The proof that the test above can fail: as a role that row-level security does not bind, each query crosses."""
-
-    async def stay_who_you_are(connection: asyncpg.Connection) -> None:
-        pass
-
-    await plant(tenants[0], storage)
+    beside = house.set_back().beside
     before = beside.contents()
-    monkeypatch.setattr(driver, "_become_nobody", stay_who_you_are)
-    async with opened(database) as broken:
-        query = QUERIES[name]
-        if is_insert(query):
-            # the row would be a's: it is refused for its key alone, or is written
-            answers = await asyncio.gather(run_query(Forged(broken, "b", None), query, query), return_exceptions=True)
-            assert not isinstance(answers[0], asyncpg.InsufficientPrivilegeError)
-            assert isinstance(answers[0], Exception) or beside.contents() != before
-        else:
-            crossed = has_crossed(name, await run_query(Scope(broken, "b", None), BROKEN[name][-1], query))
-            assert crossed or beside.contents() != before
+    query = QUERIES[name]
+    if is_insert(query):
+        # the row would be a's: it is refused for its key alone, or is written
+        answers = await asyncio.gather(run_query(Forged(unlocked, "b", None), query, query), return_exceptions=True)
+        assert not isinstance(answers[0], asyncpg.InsufficientPrivilegeError)
+        assert isinstance(answers[0], Exception) or beside.contents() != before
+    else:
+        crossed = has_crossed(name, await run_query(Scope(unlocked, "b", None), BROKEN[name][-1], query))
+        assert crossed or beside.contents() != before
 
 
 async def test_lock_5_a_run_is_not_dated_by_another_tenants_runs(

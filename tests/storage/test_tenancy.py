@@ -1,19 +1,44 @@
 """The first four locks on tenancy, one by one; the fifth is PostgreSQL's, in test_row_security.py."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from service.resources import resource
 from service.storage.queries import Query, QueryError, Shape, load_queries
 from service.storage.scope import Database, OutOfScope, Scope, Unscoped
 from service.storage.units import ForeignKeyViolation, UniqueViolation, ask
+from tests.storage.planted import Planted, planted
 from tests.support.direct import REFUSED, Direct
+from tests.support.storage import made
 from tests.support.tenancy import NOW, parameters, plant
 
 QUERIES = load_queries(resource("sql"), "sqlite")
 SCOPED = sorted(name for name, query in QUERIES.items() if query.scoped)
+
+# these share a database, which is set back, and a loop with it
+in_one_database = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def planted_on_sqlite(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Planted]:
+    async with planted(made("sqlite", tmp_path_factory.mktemp("planted") / "tenancy.db")) as found:
+        yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def planted_on_postgresql() -> AsyncIterator[Planted]:
+    async with planted(made("postgresql", Path("tenancy"))) as found:
+        yield found
+
+
+@pytest.fixture
+def house(engine: str, request: pytest.FixtureRequest) -> Planted:
+    found: Planted = request.getfixturevalue(f"planted_on_{engine}")
+    return found.set_back()
 
 
 def everything_of(tenant_id: str, beside: Direct) -> dict[str, list[tuple[Any, ...]]]:
@@ -115,16 +140,14 @@ async def test_lock_3_the_database_refuses_a_link_across_tenants(
         beside.run(link)
 
 
+@in_one_database
 @pytest.mark.parametrize("name", SCOPED)
-async def test_lock_4_no_query_reaches_another_tenant(
-    name: str, tenants: tuple[Scope, Scope], storage: Database, beside: Direct
-) -> None:
-    a, b = tenants
-    await plant(a, storage)
+async def test_lock_4_no_query_reaches_another_tenant(name: str, house: Planted) -> None:
+    beside = house.beside
     before = everything_of("a", beside)
-    query = storage.queries[name]
+    query = house.storage.queries[name]
     try:
-        answer = await run_query(b, query)
+        answer = await run_query(house.b, query)
     except (ForeignKeyViolation, UniqueViolation):
         answer = None
     assert everything_of("a", beside) == before
@@ -141,14 +164,11 @@ async def test_lock_4_no_query_reaches_another_tenant(
         assert everything_of("b", beside) == {table: [] for table in before}
 
 
+@in_one_database
 @pytest.mark.parametrize("name", SCOPED)
-async def test_lock_4_would_notice_the_tenant_itself_finds_its_things(
-    name: str, tenants: tuple[Scope, Scope], storage: Database
-) -> None:
+async def test_lock_4_would_notice_the_tenant_itself_finds_its_things(name: str, house: Planted) -> None:
     """The proof that the parameters above are the right ones: run by their owner, each query does its work."""
-    a, _ = tenants
-    await plant(a, storage)
-    query = storage.queries[name]
+    a, query = house.a, house.storage.queries[name]
     if name in ("create_agent", "add_agent_tools", "create_tool") or name.startswith("write_"):
         with pytest.raises(UniqueViolation):
             await run_query(a, query)

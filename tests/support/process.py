@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 def clean_environment(**more: str) -> dict[str, str]:
     """The environment without settings of the service's own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("AGENT_PLATFORM_")}
+    # nor one that would have every process compile us again
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AGENT_PLATFORM_", "PYTHONDONT"))}
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | more
 
 
