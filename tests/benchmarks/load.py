@@ -37,11 +37,12 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw: requests a second, and latencies in milliseconds."""
+    """What wrk saw: requests a second, latencies in milliseconds, and how many requests there were."""
 
     rate: float
     p50: float
     p99: float
+    requests: int
 
 
 def drive(server: Server, traffic: Traffic, connections: int, seconds: float) -> Load:
@@ -59,7 +60,7 @@ def drive(server: Server, traffic: Traffic, connections: int, seconds: float) ->
     seen = json.loads(result.stdout.splitlines()[-1])
     if seen["failed"] or not seen["requests"]:
         raise RuntimeError(f"{server.name}: {seen['failed']} of {seen['requests']} requests failed ({traffic}).")
-    return Load(seen["requests"] / seen["seconds"], seen["p50"], seen["p99"])
+    return Load(seen["requests"] / seen["seconds"], seen["p50"], seen["p99"], seen["requests"])
 
 
 def rounds(

@@ -1,27 +1,31 @@
 """The benchmark of PostgreSQL: `python -m tests.benchmarks.postgresql [--quick] [--out FOLDER]`.
 
 Makes databases of its own on the server that AGENT_PLATFORM_TEST_DATABASE names, else on the one of the standard local port,
-fills them, drives the servers on them side by side, prints the table of figures with what each must reach, and writes
-`postgresql.md` and `postgresql.json` to the folder. It wants wrk and the extras `test` and `bench`.
+fills them, drives the servers on them side by side, and prints the table of figures with what each must reach. Writes
+`postgresql.md`, `postgresql.json` and, with the arithmetic of growing, `growing.md` to the folder. It wants wrk and the
+extras `test` and `bench`.
 """
 
 import argparse
 import json
 import random
 import shutil
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.compare import ROUTES, against, check_bodies
+from tests.benchmarks.costs import cost
 from tests.benchmarks.filling import Filled, filled
+from tests.benchmarks.growing import growing
 from tests.benchmarks.history import seed
-from tests.benchmarks.load import Client, get, latencies, post_run, rounds
+from tests.benchmarks.load import Client, Load, get, latencies, post_run, rounds
 from tests.benchmarks.report import Figure, machine, table
 from tests.benchmarks.servers import (
     EMBEDDED,
@@ -67,7 +71,8 @@ class Bench:
     def __init__(self, folder: Path, scale: Scale) -> None:
         self.folder = folder
         self.scale = scale
-        self.facts: dict[str, Any] = {}
+        # what the arithmetic of growing wants
+        self.facts: dict[str, Any] = {"routes": {}, "one_tenant": [], "embedded": [], "two_workers": []}
         self.ours, self.others = (filled(name, _TENANTS, _TENANTS * _RUNS_EACH) for name in ("ours", "others"))
 
     def routes(self) -> list[Figure]:
@@ -82,10 +87,18 @@ class Bench:
                 loads = rounds([*servers, embedded], traffic, 16, self.scale.seconds, self.scale.rounds)
                 figures.append(against(f"`{route}` against FastAPI on asyncpg", loads, USUAL_POSTGRESQL, least))
                 figures.append(against(f"`{route}` against ours on SQLite", loads, EMBEDDED, None))
+                self.facts["one_tenant"].append(_median(loads[OURS]))
+                self.facts["embedded"].append(_median(loads[EMBEDDED]))
             for route, traffic in ROUTES:
                 spread = replace(traffic, callers=self.ours.callers)
                 loads = rounds(servers, spread, 16, self.scale.seconds, self.scale.rounds)
                 figures.append(against(f"`{route}` of 16 tenants against FastAPI on asyncpg", loads, USUAL_POSTGRESQL, None))
+                taken = cost(servers[0], self.ours, spread, 16, self.scale.seconds)
+                self.facts["routes"][route] = {
+                    "rate": _median(loads[OURS]),
+                    "service_ms": taken.service,
+                    "database_ms": taken.database,
+                }
             # the databases know who is connected, and each has one server
             connected = (
                 "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
@@ -106,6 +119,7 @@ class Bench:
                 loads = rounds(servers, spread, 16, self.scale.seconds, self.scale.rounds)
                 name = f"`{route}` of 16 tenants, two workers against one"
                 figures.append(against(name, loads, ONE_OF_MANY, 1.3, one=TWO_WORKERS))
+                self.facts["two_workers"].append(_median(loads[TWO_WORKERS]))
         return figures
 
     def limiter(self) -> list[Figure]:
@@ -172,6 +186,11 @@ class Bench:
         return client
 
 
+def _median(loads: Sequence[Load]) -> float:
+    """Requests a second."""
+    return statistics.median(load.rate for load in loads)
+
+
 def _bytes_per_run(database: Filled) -> dict[str, float]:
     """What a run takes of the disk, in its table and in the indexes."""
     runs, in_table, in_indexes = database.ask("select count(*), pg_table_size('runs'), pg_indexes_size('runs') from runs")
@@ -215,6 +234,7 @@ def main() -> None:
     text = f"{table(figures)}\n\n{where}; {time.strftime('%Y-%m-%d')}{', quick' if options.quick else ''}.\n"
     print(text)
     (options.out / "postgresql.md").write_text(text)
+    (options.out / "growing.md").write_text(f"{growing(bench.facts)}\n")
     facts = {
         "machine": where,
         "quick": options.quick,
