@@ -34,22 +34,24 @@ _SLOW = 0.005
 _PATIENCE = 5.0
 
 # the tenant ends with the transaction; whoever writes for it waits until nobody else does
-_SEES = "select set_config('agent_platform.tenant_id', $1, true)"
-_WRITES = "select set_config('agent_platform.tenant_id', $1, true), pg_advisory_xact_lock(hashtextextended($1, 7203))"
+_PREPARED = """prepare reads(text) as select set_config('agent_platform.tenant_id', $1, true);
+prepare writes(text) as select set_config('agent_platform.tenant_id', $1, true),
+    pg_advisory_xact_lock(hashtextextended($1, 7203))"""
 # A query that reads, for several sets of values in one round trip, which is one transaction: a row says by its number whose
-# it is. Under the number 0 nothing is read, and the transaction is said to be for the tenant, whatever the query is given:
-# `offset 0` keeps what the query says by itself from being asked first.
+# it is. Each says first for which tenant the transaction is: what a filter that looks at no row holds back is not begun
+# before it has let it pass, and `offset 0` keeps apart what the query itself asks of no row.
 _OF_MANY = """
-with entered as materialized (select set_config('agent_platform.tenant_id', {tenant}, true) where {number} = 0)
+with entered as materialized (select set_config('agent_platform.tenant_id', {tenant}, true))
 select cast({number} as bigint) as "#", one.*
 from (select * from ({sql}) as asked offset 0) as one
-where {number} > 0 or (select count(*) from entered) < 0
+where (select count(*) from entered) > 0
 """
 _SETTINGS = {
     "application_name": "agent-platform",
     # one plan for all values: every query has the index that it needs, and planning each time would cost more than most run
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
+    "standard_conforming_strings": "on",
     # and is to use it, however little there was when the plan was made: what the planner may prefer is meant for reports
     **dict.fromkeys(("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin"), "off"),
     # a connection that is cut off in the middle of a transaction lets go of its locks
@@ -87,7 +89,7 @@ class PostgresqlDatabase:
                 statement_cache_size=256,
                 max_cached_statement_lifetime=0,
                 server_settings=_SETTINGS,
-                init=_become_nobody,
+                init=_make_ready,
                 # each transaction says all that it needs, and leaves nothing behind
                 reset=_leave_as_it_is,
             )
@@ -121,18 +123,19 @@ class PostgresqlDatabase:
             # one query sees one state whatever the transaction
             alone = [each for each in waiting if each.is_last and not each.statement.writes]
             waiting = [each for each in waiting if each not in alone]
-            await self._read_in_step(connection, jobs, alone, enter=tenant_id)
+            await self._read_in_step(connection, tenant_id, jobs, alone)
         if waiting:
-            await connection.execute("begin isolation level repeatable read read only")
-            # the first query can say for whom it is
-            enter = None if waiting[0].statement.writes else tenant_id
-            if enter is None:
-                await _enter(connection, tenant_id, _SEES)
-            await self._read_in_step(connection, jobs, waiting, enter=enter)
+            begin = "begin isolation level repeatable read read only"
+            if tenant_id is None or waiting[0].statement.writes:
+                await _begin(connection, begin, "reads", tenant_id)
+            else:
+                # the first query says for whom it is
+                await connection.execute(begin)
+            await self._read_in_step(connection, tenant_id, jobs, waiting)
             await connection.execute("rollback")
 
     async def _read_in_step(
-        self, connection: asyncpg.Connection, jobs: list[Job], waiting: list["_Asked"], *, enter: str | None
+        self, connection: asyncpg.Connection, tenant_id: str | None, jobs: list[Job], waiting: list["_Asked"]
     ) -> None:
         """Runs units of one tenant to their ends: what they ask alike, they ask together. See read_each."""
         while waiting:
@@ -140,9 +143,7 @@ class PostgresqlDatabase:
             together = [each for each in waiting if each.statement is statement] if statement.is_small else waiting[:1]
             # the caller's list too, so that no answer is held by it
             waiting[:] = [each for each in waiting if each not in together]
-            answers = await statement.read_each(connection, [each.parameters for each in together], enter=enter)
-            # a transaction that goes on is told once
-            enter = None if connection.is_in_transaction() else enter
+            answers = await statement.read_each(connection, tenant_id, [each.parameters for each in together])
             for each, answer in zip(together, answers, strict=True):
                 if asked := self._advance(jobs, each.job, answer):
                     waiting.append(asked)
@@ -164,7 +165,7 @@ class PostgresqlDatabase:
 
     async def _commit(self, connection: asyncpg.Connection, tenant_id: str | None, jobs: list[Job]) -> None:
         """One transaction for all jobs. What a unit raises is its answer; what the storage raises, everyone's."""
-        await _begin(connection, "begin", tenant_id, _WRITES)
+        await _begin(connection, "begin", "writes", tenant_id)
         waiting = [(job, asked) for job in jobs if (asked := _first(job))]
         alone = len(waiting) == 1
         together = _alike(waiting)
@@ -209,8 +210,8 @@ class PostgresqlDatabase:
                 raise
         if len(rows) != len(asking):
             # which of them it was, each finds out by itself
-            await connection.execute("rollback and chain")
-            await _enter(connection, tenant_id, _WRITES)
+            await connection.execute("rollback")
+            await _begin(connection, "begin", "writes", tenant_id)
             return []
         return [(job, _result(job, row), None) for (job, _), row in zip(asking, rows, strict=True)]
 
@@ -267,17 +268,15 @@ class _Statement:
         return [self._row(row, 0) for row in rows]
 
     async def read_each(
-        self, connection: asyncpg.Connection, asked: Sequence[Mapping[str, Any]], *, enter: str | None
+        self, connection: asyncpg.Connection, tenant_id: str | None, asked: Sequence[Mapping[str, Any]]
     ) -> list[Any]:
-        """The answer to each of `asked`. First the transaction, their own where none has begun, is said to be `enter`'s."""
-        if len(asked) == 1 and enter is None:
-            return [await self.run(connection, asked[0])]
-        arguments = [[*[each[name] for name in self._parameters], number, None] for number, each in enumerate(asked, 1)]
-        if enter is not None:
-            arguments.insert(0, [*[None] * len(self._parameters), 0, enter])
+        """The answer to each of `asked`, for the tenant, in a transaction of their own where none has begun."""
+        if tenant_id is None or self.writes:
+            return [await self.run(connection, each) for each in asked]
+        arguments = [[*(each[name] for name in self._parameters), number, tenant_id] for number, each in enumerate(asked)]
         found: list[list[Any]] = [[] for _ in asked]
         for row in await connection.fetchmany(self._sql_of_many, arguments):
-            found[row[0] - 1].append(row[1] if self._shape is Shape.VALUE else self._row(row, 1))
+            found[row[0]].append(row[1] if self._shape is Shape.VALUE else self._row(row, 1))
         return found if self._shape is Shape.MANY else [rows[0] if rows else None for rows in found]
 
     async def run_together(self, connection: asyncpg.Connection, asked: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -296,27 +295,24 @@ class _Statement:
         }
 
 
-async def _become_nobody(connection: asyncpg.Connection) -> None:
-    """A role that owns nothing and sees nothing until the transaction says for which tenant."""
-    await connection.execute("set role agent_platform_tenant")
+async def _make_ready(connection: asyncpg.Connection) -> None:
+    """Gives it a role that owns nothing and sees nothing until the transaction says for which tenant."""
+    await connection.execute(f"{_PREPARED}; set role agent_platform_tenant")
 
 
 async def _leave_as_it_is(connection: asyncpg.Connection) -> None:
     pass
 
 
-async def _begin(connection: asyncpg.Connection, how: str, tenant_id: str | None, tenants: str) -> None:
-    """Begins a transaction, where the end of the last one has not, and says for whom it is."""
-    if not connection.is_in_transaction():
-        await connection.execute(how)
-    await _enter(connection, tenant_id, tenants)
+async def _begin(connection: asyncpg.Connection, begin: str, does: str, tenant_id: str | None) -> None:
+    """Begins a transaction, where the end of the last one has not, and says who `does` it: see _PREPARED."""
+    who = "set local role agent_platform_operator" if tenant_id is None else f"execute {does}({_quoted(tenant_id)})"
+    await connection.execute(who if connection.is_in_transaction() else f"{begin}; {who}")
 
 
-async def _enter(connection: asyncpg.Connection, tenant_id: str | None, tenants: str) -> None:
-    if tenant_id is None:
-        await connection.execute("set local role agent_platform_operator")
-    else:
-        await connection.fetchrow(tenants, tenant_id)
+def _quoted(text: str) -> str:
+    """A literal of SQL, where a backslash is one: see _SETTINGS."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _first(job: Job) -> Ask | None:

@@ -107,21 +107,19 @@ import asyncio
 import asyncpg
 
 entered = {}
-execute, fetchrow = asyncpg.Connection.execute, asyncpg.Connection.fetchrow
+execute = asyncpg.Connection.execute
 
 def breaks(name):
     method = getattr(asyncpg.Connection, name)
 
     async def run(self, query, *arguments, **more):
         answer = await method(self, query, *arguments, **more)
-        if query.startswith("set local role") or "set_config" in query:
-            entered[self] = query, *arguments
+        if "set local role" in query or "execute writes" in query:
+            entered[self] = query.rpartition("; ")[2]
         if query.split(None, 1)[0] in ("insert", "update", "delete"):
             await execute(self, "commit")
             await asyncio.sleep(0.03)
-            await execute(self, "begin")
-            await fetchrow(self, *entered[self])
-            await execute(self, "savepoint unit")
+            await execute(self, f"begin; {entered[self]}; savepoint unit")
         return answer
 
     setattr(asyncpg.Connection, name, run)

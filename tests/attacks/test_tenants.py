@@ -14,8 +14,8 @@ from tests.attacks.tenants import STEPS, attack, cover_the_spec, some_sequences
 from tests.support import postgresql
 
 SEQUENCES = {"sqlite": 8, "postgresql": 2}
-# a service that is broken as below is found by the second sequence: the first one is always a plain one
-ENOUGH = 2
+# a service that is broken as below is mostly found by the second sequence: the first one is always a plain one
+ENOUGH = 6
 
 # a seed under which it is soon found; the query, what stands in it, and what stands there in the broken service
 BROKEN = {
@@ -53,9 +53,9 @@ def test_two_tenants_and_a_stranger_find_what_the_model_has(engine: str, tmp_pat
         cover_the_spec(counts, "operation")
 
 
-def find(seed: int, folder: Path, engine: str) -> Counter[str]:
+def find(seed: int, folder: Path, engine: str, sequences: int = ENOUGH) -> Counter[str]:
     counts: Counter[str] = Counter()
-    some_sequences(seed, ENOUGH, folder, engine, counts, shrink=False)
+    some_sequences(seed, sequences, folder, engine, counts, shrink=False)
     return counts
 
 
@@ -83,8 +83,8 @@ def test_a_query_that_forgets_the_tenant_is_found(
 @pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
 def test_in_postgresql_queries_that_forget_the_tenant_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service.app, "load_queries", breaking(*(change for _, *change in FORGETFUL.values())))
-    counts = find(30, tmp_path, "postgresql")
-    assert counts["sequences"] >= ENOUGH
+    counts = find(30, tmp_path, "postgresql", 2)
+    assert counts["sequences"] >= 2
     assert counts["succeeded get_tool"] > 0
     assert counts["replays"] > 0
 

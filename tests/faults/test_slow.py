@@ -566,6 +566,6 @@ async def test_hundreds_of_slow_clients_hold_nobody_up(house: House) -> None:
                 await asyncio.sleep(0.01)
         assert house.inside <= 1
         ends = await asyncio.gather(*crowd)
-    assert most > 250
+    assert most > 150
     timed_out = b" 408 Request Timeout"
     assert set(ends) == {(0, b""), (1, timed_out), (2, timed_out), (3, timed_out)}

@@ -101,10 +101,10 @@ async def unlocked(house: Planted) -> AsyncIterator[PostgresqlDatabase]:
     """The same, but its connections have a role that row-level security does not bind."""
 
     async def stay_who_you_are(connection: asyncpg.Connection) -> None:
-        pass
+        await connection.execute(driver._PREPARED)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "_become_nobody", stay_who_you_are)
+        patch.setattr(driver, "_make_ready", stay_who_you_are)
         storage = opened(str(house.database))
         broken = await storage.__aenter__()
     yield broken

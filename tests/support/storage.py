@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import itertools
 import os
 import sqlite3
 import threading
@@ -31,15 +32,16 @@ Database = Path | str
 Row = tuple[Any, ...]
 # what a table refuses, in either engine's words
 REFUSED = (sqlite3.IntegrityError, psycopg.IntegrityError, psycopg.DataError)
+_number = itertools.count()
 # what the service's connections call themselves
 _OURS = "datname = current_database() and application_name = 'agent-platform'"
 
 
 def made(engine: str, file: Path) -> Database:
-    """A migrated, empty database that a whole module of tests shares: the file, or one of the server named like it."""
+    """A migrated, empty database of a test's or a module's own: the file, or one of the server named like it."""
     if engine == "sqlite":
         return migrated(file)
-    url = server.create(f"agent_platform_{file.stem}_{os.getpid()}")
+    url = server.create(f"agent_platform_{file.stem}_{os.getpid()}_{next(_number)}")
     engine_of(url).migrate(resource("migrations"))
     return url
 
@@ -238,7 +240,8 @@ def _watch_sqlite(patch: Patch, then: Then) -> None:
 
 
 def _watch_postgresql(patch: Patch, then: Then) -> None:
-    run, execute = postgresql._Statement.run, asyncpg.Connection.execute
+    run, read_each = postgresql._Statement.run, postgresql._Statement.read_each
+    execute = asyncpg.Connection.execute
     names = {postgresql._Statement(query)._sql: name for name, query in load_queries(resource("sql"), "postgresql").items()}
 
     async def told(name: str) -> None:
@@ -250,6 +253,13 @@ def _watch_postgresql(patch: Patch, then: Then) -> None:
         await told(names[self._sql])
         return found
 
+    async def watched_reads(self: Any, connection: Any, tenant_id: str | None, asked: Any) -> Any:
+        found = await read_each(self, connection, tenant_id, asked)
+        # else it was run, and told of there
+        if tenant_id is not None and not self.writes:
+            await told(names[self._sql])
+        return found
+
     async def commits(self: Any, query: str, *arguments: Any, **more: Any) -> Any:
         if query.startswith("commit"):
             await told("commit")
@@ -259,6 +269,7 @@ def _watch_postgresql(patch: Patch, then: Then) -> None:
         return found
 
     patch(postgresql._Statement, "run", watched)
+    patch(postgresql._Statement, "read_each", watched_reads)
     patch(asyncpg.Connection, "execute", commits)
 
 
