@@ -1,12 +1,14 @@
 """Several processes on one port: gunicorn starts them, starts again what dies, and drains and reloads them."""
 
+import asyncio
 import logging
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.worker import GunicornUVLoopWebWorker
@@ -31,8 +33,67 @@ _PAUSE = 0.5
 _log = logging.getLogger(__name__)
 
 
+class InTurns(web.BaseSite):
+    """Takes connections of a socket that several processes share, one each turn of the loop.
+
+    A loop that takes all that wait leaves nothing to the other processes, for as long as those connections last.
+    """
+
+    def __init__(self, runner: web.AppRunner, listening: socket.socket) -> None:
+        super().__init__(runner)
+        self._socket = listening
+        self._arriving: set[asyncio.Task[Any]] = set()
+        self._resumes: asyncio.TimerHandle | None = None
+
+    @property
+    def name(self) -> str:
+        return f"http://{self._socket.getsockname()}"
+
+    async def start(self) -> None:
+        await super().start()
+        self._socket.setblocking(False)
+        self._listen()
+
+    async def stop(self) -> None:
+        await super().stop()
+        asyncio.get_running_loop().remove_reader(self._socket)
+        if self._resumes is not None:
+            self._resumes.cancel()
+        if self._arriving:
+            await asyncio.wait(self._arriving)
+
+    def _listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self._socket, self._take_one)
+
+    def _take_one(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            connection, _ = self._socket.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            # another process was faster, or the client is gone
+            return
+        except OSError:
+            # there is no room for one more file, and the socket would tell of the connection again and again
+            loop.remove_reader(self._socket)
+            self._resumes = loop.call_later(_PAUSE, self._listen)
+            return
+        connection.setblocking(False)
+        arriving = loop.create_task(loop.connect_accepted_socket(cast("web.Server", self._runner.server), connection))
+        self._arriving.add(arriving)
+        arriving.add_done_callback(self._arriving.discard)
+
+
 class WorkerRunner(Runner):
     """The runner of one of several processes: what it can't take any more, the others do."""
+
+    def __init__(self, app: web.Application, listening: Sequence[socket.socket]) -> None:
+        super().__init__(app, access_log=None, shutdown_timeout=GRACE)
+        self._listening = listening
+
+    async def setup(self) -> None:
+        await super().setup()
+        for each in self._listening:
+            await InTurns(self, each).start()
 
     async def cleanup(self) -> None:
         if self.sites:
@@ -43,9 +104,16 @@ class WorkerRunner(Runner):
 
 
 class Worker(GunicornUVLoopWebWorker):
-    """aiohttp's worker, but it stops at once, and bears a database that is away as it begins."""
+    """aiohttp's worker, but it takes turns, stops at once, and bears a database that is away as it begins."""
+
+    # gunicorn ships no types
+    wsgi: Any
+    sockets: list[Any]
 
     def run(self) -> None:
+        self.wsgi = partial(self.wsgi, [each.sock for each in self.sockets])
+        # else aiohttp's worker would make sites of its own
+        self.sockets = []
         try:
             super().run()
         except (MigrationError, Unavailable) as error:
@@ -89,11 +157,11 @@ class Workers(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
     def load(self) -> Any:
         """What each worker makes its runner with, after the fork."""
 
-        async def runner() -> web.AppRunner:
+        async def runner(listening: Sequence[socket.socket]) -> web.AppRunner:
             app = make_app(self._config)
             if self._config.log_level in ("debug", "info"):
                 app[ACCESS_LOG] = AccessLog(sys.stderr)
-            return WorkerRunner(app, access_log=None, shutdown_timeout=GRACE)
+            return WorkerRunner(app, listening)
 
         return runner
 
