@@ -4,8 +4,7 @@ import asyncio
 import gzip
 import http.client
 import json
-import subprocess
-import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -27,8 +26,9 @@ from service.server import Runner
 from service.state import STATE, State
 from tests.conftest import KEY_A, KEY_B, Client, Serve, Server
 from tests.support.contract import Contract
+from tests.support.forked import Forked
 from tests.support.http import AGENT, TOOL, Answer, Wire, answer, everything, make_agent, make_tool, places, refused, run
-from tests.support.process import ROOT, clean_environment
+from tests.support.process import clean_environment
 from tests.support.storage import REFUSED, disk_full, execute, paused_until, refused_rows, rows, watch
 
 TASK = {"task": "Say hello", "model": "gpt-4o"}
@@ -871,24 +871,19 @@ async def test_what_was_done_since_the_key_was_looked_up_is_not_done_again(
 
 @pytest.mark.parametrize("point", ["keep_answer", "committed"])
 async def test_a_crash_does_not_part_the_work_from_its_answer(serve: Serve, config: Config, point: str) -> None:
-    with subprocess.Popen(  # noqa: ASYNC220  # nothing else runs meanwhile
-        [sys.executable, "-m", "tests.support.crashing", point, str(config.database)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=clean_environment(),
-        cwd=ROOT,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            origin = process.stdout.readline().decode().split()[-1]
-            with closing(http.client.HTTPConnection(origin.removeprefix("http://"), timeout=5)) as connection:
-                headers = {**KEY_A, "Idempotency-Key": "k1", "Content-Type": "application/json"}
-                connection.request("POST", "/tools", json.dumps(TOOL), headers)
-                with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
-                    connection.getresponse()
-            assert process.wait(timeout=5) == 70
-        finally:
-            process.kill()
+    with tempfile.TemporaryFile() as nowhere:
+        process = Forked("tests.support.crashing", [point, str(config.database)], clean_environment(), nowhere)
+    try:
+        origin = process.stdout.readline().decode().split()[-1]
+        with closing(http.client.HTTPConnection(origin.removeprefix("http://"), timeout=5)) as connection:
+            headers = {**KEY_A, "Idempotency-Key": "k1", "Content-Type": "application/json"}
+            connection.request("POST", "/tools", json.dumps(TOOL), headers)
+            with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+                connection.getresponse()
+        assert process.wait(timeout=5) == 70
+    finally:
+        process.kill()
+        process.stdout.close()
     client = await serve()
     found = await post(client, "/tools", TOOL)
     assert found.status == 201

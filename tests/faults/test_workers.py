@@ -4,8 +4,6 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,10 +16,10 @@ from service.resources import resource
 from service.storage.migrations import known_migrations
 from tests.conftest import KEY_A
 from tests.support.cluster import HOW_TO_RUN, Cluster, can_be_started, cluster
+from tests.support.command import agent_platform
 from tests.support.contract import Contract
 from tests.support.http import AGENT
 from tests.support.load import load
-from tests.support.process import ROOT, clean_environment
 from tests.support.storage import rows
 from tests.support.workers import Group, serve_command
 
@@ -51,7 +49,7 @@ def start(database: str, store: str, tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as groups:
 
         def begin(count: int, *, hold: Path | None = None) -> Group:
-            held = ["-m", "tests.support.workers", database, str(count), str(hold)]
+            held = ["tests.support.workers", database, str(count), str(hold)]
             command = held if hold else serve_command(database, store, count)
             return groups.enter_context(Group(command, tmp_path / "serve.log"))
 
@@ -73,11 +71,6 @@ def group(server: Cluster, shared: tuple[Group, str]) -> Iterator[Group]:
     server.empty(url)
     yield started
     assert started.process.poll() is None
-
-
-def agent_platform(*command: str) -> "subprocess.CompletedProcess[str]":
-    whole = [sys.executable, "-m", "service", *command]
-    return subprocess.run(whole, capture_output=True, text=True, env=clean_environment(), cwd=ROOT, timeout=30)
 
 
 async def test_migrations_run_once_before_the_workers_which_all_serve_with_request_ids_of_their_own(

@@ -23,7 +23,7 @@ def agent_platform(*arguments: str, **variables: str) -> subprocess.CompletedPro
         # they are for an interpreter that begins
         return subprocess.run([*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=20)
     with tempfile.TemporaryFile() as errors:
-        process = Forked(arguments, environment, errors)
+        process = Forked("service.__main__", arguments, environment, errors)
         with process.stdout as output:
             printed = output.read().decode()
         code = process.wait(20)

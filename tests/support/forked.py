@@ -1,4 +1,4 @@
-"""The command line in processes of its own that are forked from one in which everything has been imported.
+"""Programs of ours in processes of their own, forked from one in which everything has been imported.
 
 Hundreds of tests start one, and importing is most of what a start costs. What happens to the process afterwards (signals,
 files, its end) is as if it had been started from a shell.
@@ -6,6 +6,7 @@ files, its end) is as if it had been started from a shell.
 
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -23,15 +24,17 @@ _context.set_forkserver_preload(["tests.support.preloaded"])
 
 
 class Forked:
-    """Runs `agent-platform` with `arguments`; otherwise like subprocess.Popen, and its output is read from `stdout`."""
+    """Runs `python -m MODULE ARGUMENTS…` in the current folder; like subprocess.Popen, its output read from `stdout`."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], stderr: IO[bytes]) -> None:
+    def __init__(self, module: str, arguments: Sequence[str], environment: Mapping[str, str], stderr: IO[bytes]) -> None:
+        self._name = module
         ours, theirs = os.pipe()
         with chdir(_ROOT):
             # or it would not find what it imports
             forkserver.ensure_running()
         streams = (_Descriptor(theirs), _Descriptor(stderr.fileno()))
-        self._process = _context.Process(target=_run, args=(list(arguments), dict(environment), os.getcwd(), streams))
+        given = module, list(arguments), dict(environment), os.getcwd(), streams
+        self._process = _context.Process(target=_run, args=given)
         self._process.start()
         os.close(theirs)
         self.stdout = open(ours, "rb")  # noqa: SIM115  # whoever started the process closes it
@@ -48,7 +51,7 @@ class Forked:
         self._process.join(timeout)
         code = self._process.exitcode
         if code is None:
-            raise subprocess.TimeoutExpired("agent-platform", timeout or 0.0)
+            raise subprocess.TimeoutExpired(self._name, timeout or 0.0)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -76,10 +79,10 @@ def _given(duplicate: Any) -> _Descriptor:
     return _Descriptor(duplicate.detach())
 
 
-def _run(arguments: list[str], environment: dict[str, str], folder: str, streams: tuple[_Descriptor, _Descriptor]) -> None:
-    """What the process does: it becomes as if it had been started with these, and runs the command line."""
-    from service.__main__ import main
-
+def _run(
+    module: str, arguments: list[str], environment: dict[str, str], folder: str, streams: tuple[_Descriptor, _Descriptor]
+) -> None:
+    """What the process does: it becomes as if it had been started with these."""
     for number, stream in enumerate(streams, 1):
         os.dup2(stream.number, number)
         os.close(stream.number)
@@ -88,4 +91,7 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, streams
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    main(arguments)
+    sys.argv[1:] = arguments
+    # it is there already, and is to be run
+    sys.modules.pop(module, None)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -30,7 +30,7 @@ class Service:
         folder = tempfile.mkdtemp() if isinstance(database, str) else database.parent
         self.log = Path(folder) / f"{'serve' if isinstance(database, str) else database.stem}.log"
         with self.log.open("wb") as log:
-            self.process = Forked(command, clean_environment(), log)
+            self.process = Forked("service.__main__", command, clean_environment(), log)
         self.announced: list[str] = []
         self.origin = ""
 

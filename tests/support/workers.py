@@ -7,7 +7,6 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +17,8 @@ from types import TracebackType
 from aiohttp import ClientSession, TCPConnector
 
 from tests.conftest import KEY_A
-from tests.support.process import ROOT, clean_environment
+from tests.support.forked import Forked
+from tests.support.process import clean_environment
 from tests.support.secrets import leaks
 
 # what is awaited of a process, in seconds, before it counts as hanging
@@ -30,11 +30,11 @@ _BURST = 40
 def serve_command(database: str, limiter: str, workers: int) -> list[str]:
     """What starts several processes on one port."""
     limits = ("--limiter", limiter, "--rate-limit", "1000000", "--wrong-key-limit", "1000000")
-    return ["-m", "service", "serve", "--port", "0", "--database", database, *limits, "--workers", str(workers)]
+    return ["service.__main__", "serve", "--port", "0", "--database", database, *limits, "--workers", str(workers)]
 
 
 class Group:
-    """The processes of one service; to be left as a context manager, which ends them all."""
+    """The processes of one service, started by `python -m COMMAND`; to be left as a context manager, which ends them all."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.log = log
@@ -43,11 +43,8 @@ class Group:
         self.home.mkdir()
         own = clean_environment(HOME=str(self.home), XDG_RUNTIME_DIR=str(self.home))
         with log.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, *command], stdout=subprocess.PIPE, stderr=errors, env=own, cwd=ROOT, text=True
-            )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+            self.process = Forked(command[0], command[1:], own, errors)
+        line = self.process.stdout.readline().decode()
         found = re.search(r"listens on (http://\S+)", line)
         assert found, f"The service did not start: {log.read_text()}"
         self.origin = found[1]
@@ -62,7 +59,6 @@ class Group:
             if is_there(pid):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
-        assert self.process.stdout is not None
         self.process.stdout.close()
         assert leaks(self.log.read_text()) == []
         assert list(self.home.iterdir()) == []
