@@ -15,6 +15,8 @@ import pytest
 
 from service.__main__ import cli
 from service.storage.engines import engine_of
+from tests.benchmarks.growing import growing
+from tests.support import postgresql
 from tests.support.database import migrated
 from tests.support.process import Service
 from tests.support.store import Store
@@ -170,13 +172,28 @@ def commands(group: Any) -> Iterator[Any]:
             yield command
 
 
-def test_the_table_of_figures_is_the_last_benchmarks() -> None:
-    shown = section("How fast, and what it costs").partition("a test holds them equal -->\n")[2].partition("<!-- end -->")[0]
-    assert shown.strip() == (ROOT / "tests/benchmarks/latest/table.md").read_text(encoding="utf-8").strip()
+LATEST = "tests/benchmarks/latest"
+BENCHMARKS = {
+    "How fast, and what it costs": ["table"],
+    "How fast on PostgreSQL, and what it carries": ["postgresql", "growing"],
+}
 
 
-def test_the_benchmark_can_be_called_as_the_readme_says() -> None:
-    ((_, command),) = blocks("How fast, and what it costs")
+@pytest.mark.parametrize("title", BENCHMARKS)
+def test_the_tables_of_figures_are_the_last_benchmarks(title: str) -> None:
+    shown = [part.partition("<!-- end -->")[0].strip() for part in section(title).split("a test holds them equal -->\n")[1:]]
+    files = [ROOT / LATEST / f"{name}.md" for name in BENCHMARKS[title]]
+    assert shown == [file.read_text(encoding="utf-8").strip() for file in files]
+
+
+def test_what_growing_is_reckoned_from_is_what_was_measured() -> None:
+    facts = json.loads((ROOT / LATEST / "postgresql.json").read_text(encoding="utf-8"))
+    assert growing(facts) == (ROOT / LATEST / "growing.md").read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.parametrize("title", [title for title in BENCHMARKS if title.startswith("How fast")])
+def test_the_benchmarks_can_be_called_as_the_readme_says(title: str) -> None:
+    ((_, command),) = blocks(title)
     install, _, start = command.strip().partition(" && ")
     assert install == "pip install '.[test,bench]'"
     # the whole takes minutes; that it can be called with what it needs at hand is what a test can tell
@@ -184,6 +201,16 @@ def test_the_benchmark_can_be_called_as_the_readme_says() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "--quick" in done.stdout
+
+
+@pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
+def test_a_move_can_be_measured_as_the_readme_says(tmp_path: Path) -> None:
+    assert "`python -m tests.benchmarks.moving` (`--quick`" in section("More than one machine")
+    command = [sys.executable, "-m", "tests.benchmarks.moving", "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"10,000 runs of 10 tenants, [\d,]+ rows in all: .*all three have the checksum", done.stdout)
+    assert (tmp_path / "moving.md").read_text() == done.stdout.removesuffix("\n")
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:

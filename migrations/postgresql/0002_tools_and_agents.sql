@@ -129,6 +129,8 @@ drop policy if exists its_own on agent_tools;
 create policy its_own on agent_tools to agent_platform_tenant
     using (tenant_id = current_setting('agent_platform.tenant_id', true));
 
-grant select, insert, update, delete on tools, agent_ids, agents, agent_tools to agent_platform_tenant;
+grant select, insert, update, delete on tools, agents to agent_platform_tenant;
+grant select, insert on agent_ids to agent_platform_tenant;
+grant select, insert, delete on agent_tools to agent_platform_tenant;
 grant select on agent_details to agent_platform_tenant;
 grant select, update on tools_id_seq, agent_ids_id_seq to agent_platform_operator;

@@ -108,6 +108,6 @@ drop policy if exists its_own on run_counts;
 create policy its_own on run_counts to agent_platform_tenant
     using (tenant_id = current_setting('agent_platform.tenant_id', true));
 
-grant select, insert, delete on runs to agent_platform_tenant;
+grant select, insert on runs to agent_platform_tenant;
 grant select, insert, update on run_counts to agent_platform_tenant;
 grant select, update on runs_id_seq to agent_platform_operator;

@@ -11,6 +11,7 @@ from tests.benchmarks.servers import OURS, Server
 AGENT = Traffic("get", "/agents/{agent_id}")
 RUNS = Traffic("get", "/agents/{agent_id}/runs?limit=10")
 RUN = Traffic("run")
+WHOAMI = Traffic("get", "/whoami")
 ROUTES = (("GET /agents/{id}", AGENT), ("GET /agents/{id}/runs?limit=10", RUNS), ("POST …/run", RUN))
 
 

@@ -20,13 +20,16 @@ from tests.support.command import agent_platform
 from tests.support.contract import Contract
 from tests.support.http import AGENT
 from tests.support.load import load
+from tests.support.pace import slowness
 from tests.support.storage import rows
-from tests.support.workers import Group, serve_command
+from tests.support.store import Store
+from tests.support.workers import BURST, Group, serve_command
 
 pytestmark = pytest.mark.skipif(not can_be_started(), reason=HOW_TO_RUN)
 
 # so many, that one of them can be gone while there is another
 WORKERS = 2
+RUN = {"task": "Say hello", "model": "gpt-4o"}
 BEGINS_IN_VAIN = "A worker can't begin"
 Start = Callable[..., Group]
 
@@ -127,6 +130,48 @@ async def test_a_worker_that_dies_while_the_database_is_away_is_back_with_it(
         await clients.has_written(10)
     clients.check(shared[1])
     assert len(await group.processes(WORKERS)) == WORKERS
+
+
+async def test_while_the_limiter_is_away_every_worker_refuses_runs_and_all_are_well_with_it(
+    database: str, tmp_path: Path
+) -> None:
+    store = Store()
+    store.start()
+    with Group(serve_command(database, store.url, WORKERS), tmp_path / "serve.log") as group:
+        known = await group.processes(WORKERS)
+        pids = group.pids()
+
+        async def all_answer(status: int, within: float) -> None:
+            """Waits until each worker has run an agent with this status, and none with another one since."""
+            seen: set[str] = set()
+            async with asyncio.timeout(within * slowness()):
+                while seen != known:
+                    answers = await group.answers("/agents/1/run", KEY_A, RUN)
+                    seen = (
+                        {request_id[:20] for _, request_id in answers}
+                        if {each for each, _ in answers} == {status}
+                        else set()
+                    )
+
+        async with aiohttp.ClientSession(group.origin, headers=KEY_A) as session:
+            async with session.post("/agents", json=AGENT) as made:
+                assert made.status == 201
+            await all_answer(200, 5)
+            store.kill()
+            await all_answer(503, 5)
+            async with session.post("/agents/1/run", json=RUN) as refused:
+                assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+            async with session.get("/agents") as read:
+                assert read.status == 200
+            store.start()
+            await all_answer(200, 5)
+            async with session.get("/runs?limit=1") as page:
+                before = (await page.json())["total"]
+            assert {status for status, _ in await group.answers("/agents/1/run", KEY_A, RUN)} == {200}
+            async with session.get("/runs?limit=1") as page:
+                assert (await page.json())["total"] == before + BURST
+        assert group.pids() == pids
+    store.kill()
 
 
 async def test_a_stop_lets_requests_under_way_finish_and_leaves_no_process(

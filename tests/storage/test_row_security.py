@@ -311,3 +311,35 @@ def test_no_function_and_no_view_looks_with_the_owners_eyes(beside: Direct) -> N
         "select relname, reloptions::text from pg_class "
         "where relkind in ('v', 'm') and relnamespace = 'public'::regnamespace"
     ) == [("agent_details", "{security_invoker=true}")]
+
+
+# the statement that needs a privilege on a table
+USES = {
+    "SELECT": r"\b(?:from|join) {}\b",
+    "INSERT": r"\binsert into {}\b",
+    "UPDATE": r"\bupdate {0}\b|\binsert into {0}\b.*\bdo update\b",
+    "DELETE": r"\bdelete from {}\b",
+}
+# what the triggers on runs do for the tenant
+BY_TRIGGERS = {("run_counts", "INSERT"), ("run_counts", "UPDATE")}
+
+
+def test_the_tenants_role_may_do_no_more_than_some_query_does(beside: Direct) -> None:
+    granted = {
+        (table, privilege)
+        for table, privilege in beside.run(
+            "select table_name, privilege_type from information_schema.role_table_grants "
+            "where grantee = 'agent_platform_tenant' and table_schema = 'public'"
+        )
+    }
+    assert len(granted) > 15
+    everything = [
+        *(query.sql for query in QUERIES.values()),
+        *(sql for (sql,) in beside.run("select definition from pg_views where schemaname = 'public'")),
+    ]
+    needless = {
+        (table, privilege)
+        for table, privilege in granted - BY_TRIGGERS
+        if not any(re.search(USES[privilege].format(table), sql, re.DOTALL) for sql in everything)
+    }
+    assert needless == set()

@@ -24,7 +24,7 @@ from tests.support.secrets import leaks
 # what is awaited of a process, in seconds, before it counts as hanging
 _PATIENCE = 10.0
 # so many connections at once, that each worker gets some
-_BURST = 40
+BURST = 40
 
 
 def serve_command(database: str, limiter: str, workers: int) -> list[str]:
@@ -86,16 +86,19 @@ class Group:
             while any(map(is_there, pids)):  # noqa: ASYNC110  # nothing announces it
                 await asyncio.sleep(0.05)
 
-    async def answers(self, path: str, key: Mapping[str, str] = KEY_A) -> list[tuple[int, str]]:
-        """The status and request id of many requests at once, each on a connection of its own."""
+    async def answers(
+        self, path: str, key: Mapping[str, str] = KEY_A, body: Mapping[str, str] | None = None
+    ) -> list[tuple[int, str]]:
+        """The status and request id of many requests at once, each on a connection of its own; a POST if there is a body."""
 
         async def ask() -> tuple[int, str]:
-            async with session.get(self.origin + path, headers=key) as response:
+            method = "GET" if body is None else "POST"
+            async with session.request(method, self.origin + path, headers=key, json=body) as response:
                 await response.read()
                 return response.status, response.headers["X-Request-ID"]
 
         async with ClientSession(connector=TCPConnector(limit=0, force_close=True)) as session:
-            return list(await asyncio.gather(*(ask() for _ in range(_BURST))))
+            return list(await asyncio.gather(*(ask() for _ in range(BURST))))
 
     async def processes(self, count: int, known: frozenset[str] | set[str] = frozenset()) -> set[str]:
         """Asks until so many processes that are not `known` have answered; the beginnings of their request ids."""
