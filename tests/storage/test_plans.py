@@ -15,7 +15,7 @@ import pytest
 
 from service.resources import resource
 from service.storage.engines import engine_of
-from service.storage.postgresql import _SETTINGS
+from service.storage.postgresql import _SETTINGS, _Statement
 from service.storage.queries import Query, load_queries
 from tests.support import postgresql
 from tests.support.database import migrated
@@ -136,9 +136,11 @@ def nodes(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def explained(session: "psycopg.Connection[Any]", query: Query) -> list[dict[str, Any]]:
     """The steps of the plan for any values, as the service would have it: by its roles, under row-level security."""
-    numbers = {name: f"${number}" for number, name in enumerate(query.parameters, 1)}
-    sql = re.sub(r"(?<![:\w]):(\w+)", lambda found: numbers[found[1]], query.sql)
-    nulls = ", ".join(["null"] * len(numbers))
+    statement = _Statement(query)
+    # as a tenant's reads are run; the rest is run as it stands
+    is_wrapped = query.scoped and not query.writes
+    sql = statement._sql_of_many if is_wrapped else statement._sql
+    nulls = ", ".join(["null"] * (len(query.parameters) + 2 * is_wrapped))
     with session.transaction(force_rollback=True):
         session.execute(f"set local role agent_platform_{'tenant' if query.scoped else 'operator'}")
         session.execute("select set_config('agent_platform.tenant_id', 't7', true)")
@@ -148,6 +150,15 @@ def explained(session: "psycopg.Connection[Any]", query: Query) -> list[dict[str
         session.execute("deallocate asked")
     assert row is not None
     return list(nodes(row[0][0]["Plan"]))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, query in OTHERS.items() if query.scoped and not query.writes))
+def test_a_tenants_read_says_whose_it_is_before_anything_is_read(session: "psycopg.Connection[Any]", name: str) -> None:
+    filtered, *below = explained(session, OTHERS[name])
+    assert filtered["Node Type"] == "Result"
+    assert re.fullmatch(r"\(\$\d+ > 0\)", filtered["One-Time Filter"])
+    # that is run as the filter asks for it; all else is below
+    assert "CTE entered" in [step.get("Subplan Name") for step in below]
 
 
 def looked_up(steps: list[dict[str, Any]]) -> list[str]:
