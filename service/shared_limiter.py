@@ -1,6 +1,6 @@
 """The fixed window of runs, counted in a Redis or Valkey server for all processes that are told of it.
 
-One script looks, counts and takes back, each in one round trip and by the server's clock alone. What it is sent and what it
+One script looks, counts and takes back, each in one round trip and by the server's clock alone; a tenant that runs often is counted without a look. What it is sent and what it
 answers stands in `_SCRIPT`; how an unreachable server is met, in `SharedWindow`.
 """
 
@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ _DATABASE = re.compile(r"/?[0-9]*", re.ASCII)
 _PATIENCE = 1.0
 _PAUSE = 1.0
 _CONNECTIONS = 32
+# for so long a tenant that had room is taken to have some still, and is not asked about before its run is counted
+_FRESH = 1.0
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -121,9 +124,21 @@ class SharedWindow:
         self._connections = asyncio.Semaphore(_CONNECTIONS)
         self._lost = False
         self._left_alone_until = -math.inf
+        # by tenant, the oldest first, and none that is not fresh
+        self._told: OrderedDict[str, _Told] = OrderedDict()
 
     def quota(self, tenant_id: str) -> Quota:
         return _SharedQuota(self, tenant_id)
+
+    def has_room(self, tenant_id: str) -> _Told | None:
+        """What was told of the tenant a moment ago, if it had room then: to look again would be one round trip more.
+
+        Whether a run is admitted is for `admit` to say. Where other processes have used up the rest since then, the database
+        is asked for a run that is refused after all: for that moment, and no longer in a window.
+        """
+        told = self._told.get(tenant_id)
+        is_fresh = told is not None and time.monotonic() - told.at < _FRESH and _left(told) > 0
+        return told if told is not None and is_fresh and told.used < self.limit else None
 
     async def look(self, tenant_id: str) -> _Told:
         """How the tenant's window stands. Asked twice where a connection breaks, for it counts nothing."""
@@ -183,7 +198,14 @@ class SharedWindow:
             self._lost = False
             self._left_alone_until = -math.inf
             _log.warning("The shared limiter answers again, and counts the runs.")
+        self._remember(tenant_id, told)
         return told
+
+    def _remember(self, tenant_id: str, told: _Told) -> None:
+        self._told[tenant_id] = told
+        self._told.move_to_end(tenant_id)
+        while told.at - next(iter(self._told.values())).at >= _FRESH:
+            self._told.popitem(last=False)
 
 
 def _unreachable() -> Unavailable:
@@ -204,7 +226,7 @@ class _SharedQuota:
         self._told = await self._window.look(self._tenant_id)
 
     async def check(self) -> None:
-        self._told = await self._window.look(self._tenant_id)
+        self._told = self._window.has_room(self._tenant_id) or await self._window.look(self._tenant_id)
         if self._told.used >= self._window.limit:
             raise self._refusal(self._told)
 

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -376,7 +377,45 @@ async def test_a_check_is_asked_again_where_its_connection_breaks_and_a_run_is_n
     sent.clear()
     breaks["admit"] = 1
     assert (await run(client)).status == 503
-    assert sent == ["look", "admit"]
+    # there was room a moment ago
+    assert sent == ["admit"]
+
+
+async def test_a_tenant_that_had_room_a_moment_ago_is_not_looked_at_first(
+    window: SharedWindow, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ask = SharedWindow._ask
+
+    async def noted(self: SharedWindow, tenant_id: str, what: str, ends: int) -> Any:
+        asked.append(f"{what} {tenant_id}")
+        return await ask(self, tenant_id, what, ends)
+
+    monkeypatch.setattr(SharedWindow, "_ask", noted)
+
+    async def one_run(tenant_id: str = "a") -> list[str]:
+        asked.clear()
+        quota = window.quota(tenant_id)
+        with suppress(TooManyRuns):
+            await quota.check()
+            await quota.admit()
+        return asked.copy()
+
+    assert await one_run() == ["look a", "admit a"]
+    assert await one_run() == ["admit a"]
+    assert await one_run("b") == ["look b", "admit b"]
+    # it is not taken for granted for long
+    monotonic = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + shared_limiter._FRESH)
+    assert await one_run() == ["look a", "admit a"]
+    assert list(window._told) == ["a"]
+    # another process uses up the rest: this one finds out as it counts, and looks from then on
+    other = SharedWindow(connect(store), 5, 60)
+    for _ in range(2):
+        await other.quota("a").admit()
+    await other.close()
+    assert await one_run() == ["admit a"]
+    assert await one_run() == ["look a"]
 
 
 async def test_more_requests_than_connections_wait_for_each_other(
