@@ -1,8 +1,8 @@
 """The fixed window of runs, counted in a Redis or Valkey server for all processes that are told of it.
 
 One script looks, counts and takes back, each in one round trip and by the server's clock alone; a tenant that had room a
-moment ago is counted without a look. What it is sent and what it answers stands in `_SCRIPT`; how an unreachable server is met,
-in `SharedWindow`.
+moment ago is counted without a look. What it is sent and what it answers stands in `_SCRIPT`; how an unreachable server is
+met, in `SharedWindow`.
 """
 
 import asyncio
