@@ -15,6 +15,7 @@ from service.execution.tools import MockTools, ToolExecutor
 from service.gate import Gate
 from service.idempotency import Retries
 from service.limiter import FixedWindow, RunLimiter, wrong_keys
+from service.metrics import Metrics
 from service.pages import add_pages
 from service.problems import answer_the_rest
 from service.resources import resource
@@ -46,6 +47,8 @@ def make_app(
         raise SpecError(f"openapi.yaml names the models {named}, the registry has {list(registry.names)}.")
     app = build_app(spec)
     add_pages(app, openapi, spec)
+    metrics = Metrics()
+    metrics.add_page(app)
     answer_the_rest(app)
     engine = engine_of(config.database)
     queries = load_queries(resource("sql"), engine.name)
@@ -58,7 +61,7 @@ def make_app(
                 unscoped = Unscoped(database)
                 if config.serves_demo:
                     await unscoped.write(_demo_tenants())
-                async with _run_limiter(config) as limiter:
+                async with _run_limiter(config, metrics) as limiter:
                     app[STATE] = State(
                         authenticator=Authenticator(database, demo=config.serves_demo, most_asked=2 * config.concurrency),
                         limiter=limiter,
@@ -79,7 +82,7 @@ def make_app(
 
 
 @asynccontextmanager
-async def _run_limiter(config: Config) -> AsyncIterator[RunLimiter]:
+async def _run_limiter(config: Config, metrics: Metrics) -> AsyncIterator[RunLimiter]:
     """Where runs are counted: in this process or, as `--limiter` says, in a server that several share."""
     local = FixedWindow(config.rate_limit, config.rate_window)
     if config.limiter == "local":
@@ -89,10 +92,16 @@ async def _run_limiter(config: Config) -> AsyncIterator[RunLimiter]:
 
     falls_back = config.limiter_fallback == "local"
     meanwhile = "are counted by this process alone" if falls_back else "are refused"
-    shared = SharedWindow(connect(config.limiter), config.rate_limit, config.rate_window, meanwhile=meanwhile)
+    shared = SharedWindow(
+        connect(config.limiter),
+        config.rate_limit,
+        config.rate_window,
+        meanwhile=meanwhile,
+        tell=metrics.limiter_unreachable.set,
+    )
     await shared.open()
     try:
-        yield Fallback(shared, local) if falls_back else shared
+        yield Fallback(shared, local, metrics.limiter_fallback_runs.inc) if falls_back else shared
     finally:
         await shared.close()
 

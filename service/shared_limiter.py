@@ -114,14 +114,24 @@ class SharedWindow:
     """Admits `limit` runs per tenant and window of `seconds`, whichever process they come to.
 
     A server that does not answer is left alone for a second, in which everyone is refused at once; then one request tries it
-    again. The log says when that begins and when it ends, with `meanwhile` for what becomes of the runs.
+    again. The log says when that begins and when it ends, with `meanwhile` for what becomes of the runs, and `tell` gets 1
+    and 0.
     """
 
-    def __init__(self, client: Redis, limit: int, seconds: int, *, meanwhile: str = "are refused") -> None:
+    def __init__(
+        self,
+        client: Redis,
+        limit: int,
+        seconds: int,
+        *,
+        meanwhile: str = "are refused",
+        tell: Callable[[float], None] = lambda lost: None,
+    ) -> None:
         self.limit = limit
         self.seconds = seconds
         self._client = client
         self._meanwhile = meanwhile
+        self._tell = tell
         self._connections = asyncio.Semaphore(_CONNECTIONS)
         self._lost = False
         self._left_alone_until = -math.inf
@@ -193,10 +203,12 @@ class SharedWindow:
             self._left_alone_until = time.monotonic() + _PAUSE
             if not self._lost:
                 self._lost = True
+                self._tell(1)
                 _log.warning("The shared limiter does not answer (%r); until it does, runs %s.", error, self._meanwhile)
             raise _unreachable() from error
         if self._lost:
             self._lost = False
+            self._tell(0)
             self._left_alone_until = -math.inf
             _log.warning("The shared limiter answers again, and counts the runs.")
         self._remember(tenant_id, told)
@@ -263,24 +275,26 @@ def _left(told: _Told) -> float:
 
 
 class Fallback:
-    """Counts with `shared`, and with `local` while that is unavailable."""
+    """Counts with `shared`, and with `local` while that is unavailable; each run that it admits there is `told`."""
 
-    def __init__(self, shared: RunLimiter, local: FixedWindow) -> None:
+    def __init__(self, shared: RunLimiter, local: FixedWindow, told: Callable[[], None] = lambda: None) -> None:
         self._shared = shared
         self._local = local
+        self._told = told
 
     def quota(self, tenant_id: str) -> Quota:
-        return _FallbackQuota(self._shared.quota(tenant_id), self._local.quota(tenant_id))
+        return _FallbackQuota(self._shared.quota(tenant_id), self._local.quota(tenant_id), self._told)
 
 
 class _FallbackQuota:
     """Asks the shared one, then the local one. Its headers are those of the one that answered last."""
 
-    __slots__ = ("_answered", "_local", "_shared")
+    __slots__ = ("_answered", "_local", "_shared", "_tell")
 
-    def __init__(self, shared: Quota, local: Quota) -> None:
+    def __init__(self, shared: Quota, local: Quota, tell: Callable[[], None]) -> None:
         self._shared = shared
         self._local = local
+        self._tell = tell
         self._answered = shared
 
     async def look(self) -> None:
@@ -290,7 +304,10 @@ class _FallbackQuota:
         await self._ask(lambda quota: quota.check())
 
     async def admit(self) -> TakeBack:
-        return await self._ask(lambda quota: quota.admit())
+        take_back = await self._ask(lambda quota: quota.admit())
+        if self._answered is self._local:
+            self._tell()
+        return take_back
 
     def headers(self) -> dict[str, str]:
         return self._answered.headers()

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 import redis
+from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, TimeoutError
 
@@ -30,6 +31,7 @@ from tests.support.storage import only_reads
 from tests.support.store import Store, can_be_started
 
 TASK = {"task": "Say hello", "model": "gpt-4o"}
+UNREACHABLE, FALLBACK = "agent_platform_limiter_unreachable", "agent_platform_limiter_fallback_runs_total"
 LOST, FOUND = "The shared limiter does not answer", "The shared limiter answers again"
 
 
@@ -83,6 +85,14 @@ async def several(serve: Serve, settings: Config, folder: Path, count: int = 3) 
         await make_agent(client)
         await make_agent(client, key=KEY_B)
     return clients
+
+
+async def measured(client: Client) -> dict[str, float]:
+    """What /metrics says of the limiter, to whoever asks."""
+    response = await client.get("/metrics")
+    assert (response.status, response.content_type) == (200, "text/plain")
+    samples = [each for family in text_string_to_metric_families(await response.text()) for each in family.samples]
+    return {each.name: each.value for each in samples if each.name in (UNREACHABLE, FALLBACK)}
 
 
 async def admitted_again(client: Client) -> None:
@@ -297,6 +307,7 @@ async def test_while_the_server_is_away_each_process_may_count_for_itself(
     client = await serve(replace(config, limiter=own.url, limiter_fallback="local"))
     await make_agent(client)
     assert [(await run(client)).status for _ in range(6)] == [200] * 5 + [429]
+    assert await measured(client) == {UNREACHABLE: 0, FALLBACK: 0}
     own.kill()
     caplog.clear()
     answers = [await run(client) for _ in range(6)]
@@ -304,8 +315,10 @@ async def test_while_the_server_is_away_each_process_may_count_for_itself(
     assert [each.headers["RateLimit"].split(";")[1] for each in answers] == ["r=4", "r=3", "r=2", "r=1", "r=0", "r=0"]
     (lost,) = lines(caplog, LOST)
     assert "counted by this process alone" in lost
+    assert await measured(client) == {UNREACHABLE: 1, FALLBACK: 5}
     own.start()
     await admitted_again(client)
+    assert await measured(client) == {UNREACHABLE: 0, FALLBACK: 5}
     (found,) = [each for each in caplog.records if each.getMessage().startswith(FOUND)]
     assert found.levelno == logging.WARNING
     assert [(await run(client)).status for _ in range(5)] == [200] * 4 + [429]
