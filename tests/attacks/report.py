@@ -82,7 +82,7 @@ ATTACKERS = (
         "{sequences of 50 steps} sequences of 50 steps, and shorter ones: {steps} steps in all, of which {idle steps} found "
         "nothing to do; {requests} requests, {comparisons} comparisons",
         sqlite=_Share(1_000, 20, {"sequences of 50 steps": 1_000, "steps": 50_000}),
-        postgresql=_Share(300, 10, {"sequences of 50 steps": 300, "steps": 15_000}),
+        postgresql=_Share(150, 10, {"sequences of 50 steps": 150, "steps": 7_500}),
     ),
     *_on_both(
         "crashes",
@@ -97,15 +97,15 @@ ATTACKERS = (
             {"kills": 200, "acknowledged": 1_000, "kills_migrations": 20, "kills_recovery": 20, "kills_start_up": 10},
         ),
         postgresql=_Share(
-            100,
+            50,
             8,
             {
-                "kills": 100,
-                "acknowledged": 500,
-                "kills_migrations": 10,
-                "kills_recovery": 10,
-                "kills_start_up": 5,
-                "migrations_beside": 3,
+                "kills": 50,
+                "acknowledged": 250,
+                "kills_migrations": 5,
+                "kills_recovery": 5,
+                "kills_start_up": 2,
+                "migrations_beside": 1,
             },
             "; {migrations_beside} migrators were killed with another one waiting",
         ),
@@ -124,9 +124,9 @@ ATTACKERS = (
             {"requests": 10_000, "operations": 21, "check_kinds": 15, "links": 40, "stateful_sequences": 300},
         ),
         postgresql=_Share(
-            5_000,
+            2_500,
             300,
-            {"requests": 5_000, "operations": 21, "check_kinds": 15, "links": 40, "stateful_sequences": 150},
+            {"requests": 2_500, "operations": 21, "check_kinds": 15, "links": 30, "stateful_sequences": 75},
         ),
     ),
     *_on_both(
@@ -134,7 +134,7 @@ ATTACKERS = (
         "requests cut off at random moments, many at once",
         "{cancellations} cancellations: {done} done whole, {not_done} not at all; {found} of {acknowledged} others found",
         sqlite=_Share(2_000, 60, {"cancellations": 2_000, "done": 100, "not_done": 100}),
-        postgresql=_Share(1_000, 60, {"cancellations": 1_000, "done": 50, "not_done": 50}),
+        postgresql=_Share(500, 60, {"cancellations": 500, "done": 25, "not_done": 25}),
         equal=(("acknowledged", "found"),),
     ),
     *_on_both(
@@ -144,9 +144,9 @@ ATTACKERS = (
         "{reused} 422, {changed} 412; {hung_up} clients hung up",
         sqlite=_Share(100, 12, {"bursts": 100, "replays": 1_000, "changed": 100, "hung_up": 100}),
         postgresql=_Share(
-            100,
+            50,
             18,
-            {"bursts": 100, "replays": 1_000, "changed": 100, "hung_up": 100, "elsewhere": 30},
+            {"bursts": 50, "replays": 500, "changed": 50, "hung_up": 50, "elsewhere": 15},
             "; {elsewhere} bursts came to two servers at once",
         ),
     ),
