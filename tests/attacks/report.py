@@ -146,7 +146,7 @@ ATTACKERS = (
         postgresql=_Share(
             50,
             18,
-            {"bursts": 50, "replays": 500, "changed": 50, "hung_up": 50, "elsewhere": 15},
+            {"bursts": 50, "replays": 500, "changed": 50, "hung_up": 50, "elsewhere": 5},
             "; {elsewhere} bursts came to two servers at once",
         ),
     ),
