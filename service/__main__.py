@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +139,15 @@ def copy(source: Path | str, target: Path | str, resume: bool) -> None:
     one, other = engine_of(source), engine_of(target)
 
     async def all_of_it() -> Copied:
-        databases = [await engine.open(load_queries(resource("sql"), engine.name)) for engine in (one, other)]
-        try:
+        async with AsyncExitStack() as opened:
+            databases = []
+            for engine in (one, other):
+                databases.append(await engine.open(load_queries(resource("sql"), engine.name)))
+                opened.push_async_callback(databases[-1].close)
             # each row is moved once and compared once
             total = 2 * await total_rows(databases[0])
             with click.progressbar(length=total, label="Moving and comparing", file=sys.stderr) as bar:
                 return await move(*databases, resume=resume, moved=bar.update)
-        finally:
-            for database in databases:
-                await database.close()
 
     with _clear_errors():
         # before it is held, which would make a file that is missing

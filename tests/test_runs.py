@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import quote
 
+import asyncpg
 import pytest
 
 from service.auth import key_hash, key_prefix, new_key
@@ -505,3 +506,25 @@ async def test_runs_cannot_be_made_changed_or_deleted_by_hand(client: Client) ->
     ):
         await refused(client, 405, method, path, json=done)
     assert (await client.json("GET", "/runs"))["items"] == [done]
+
+
+async def test_a_run_whose_commit_was_not_answered_stays_counted(
+    serve: Serve, shared_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be stored: who is told 503 and tries again has had two runs of the limit."""
+    client = await serve(Config(database=shared_database))
+    await make_agent(client)
+    execute = asyncpg.Connection.execute
+
+    async def lost(self: asyncpg.Connection, query: str, *arguments: Any, **more: Any) -> Any:
+        found = await execute(self, query, *arguments, **more)
+        if query.startswith("commit"):
+            raise ConnectionResetError
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncpg.Connection, "execute", lost)
+        assert (await run(client)).status == 503
+    again = await run(client)
+    assert (again.status, again.headers["RateLimit"].split(";")[1]) == (200, "r=3")
+    assert (await client.json("GET", "/runs"))["total"] == 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from service.errors import GuardrailStopped, not_found
+from service.errors import GuardrailStopped, OutcomeUnknown, not_found
 from service.execution.guardrail import stopped_by
 from service.execution.loop import Outcome, run
 from service.execution.models import ModelRegistry
@@ -43,6 +43,9 @@ async def run_agent(
     duration_ms = round((time.monotonic() - began) * 1000)
     try:
         return await tenant.write(_store(_run(agent, task, model, outcome, created_at, duration_ms)))
+    except OutcomeUnknown:
+        # it may be stored, and stays counted
+        raise
     except Exception:
         # nothing is stored, and the client may try again
         await take_back()

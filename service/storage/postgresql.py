@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 import orjson
 
-from service.errors import Unavailable
+from service.errors import OutcomeUnknown, Unavailable
 from service.storage.postgresql_errors import PASSING, meant
 from service.storage.postgresql_lanes import Job, Lanes
 from service.storage.queries import Query, Shape
@@ -187,7 +187,10 @@ class PostgresqlDatabase:
                 await connection.execute("rollback" if alone else "rollback to unit")
                 answers.append((job, None, error))
         if connection.is_in_transaction():
-            ended = await connection.execute("commit and chain" if self._writers.has_more(tenant_id) else "commit")
+            try:
+                ended = await connection.execute("commit and chain" if self._writers.has_more(tenant_id) else "commit")
+            except PASSING as error:
+                raise OutcomeUnknown from error
             if ended != "COMMIT":
                 raise Unavailable("A unit went on after an error that had undone it.")
         for job, answer, failure in answers:

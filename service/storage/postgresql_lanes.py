@@ -96,7 +96,13 @@ class Lanes:
                 await self._work(connection, tenant_id, jobs)
         except Exception as error:
             _refuse(jobs, error)
-            await _leave(connection)
+            if isinstance(error.__cause__ or error, OSError):
+                # nobody answers there: what was connected before may wait in vain, too (TimeoutError is an OSError)
+                if _is_open(connection):
+                    connection.terminate()
+                await self._pool.expire_connections()
+            else:
+                await _leave(connection)
         finally:
             self._served.pop(tenant_id, None)
 

@@ -86,6 +86,8 @@ def _clear(url: str) -> Iterator[None]:
             f"The database {shown(url)} can't be migrated: {error.diag.message_primary}. "
             "Migrate it as its owner, with the right to make roles (createrole)."
         ) from None
+    except psycopg.Error as error:
+        raise MigrationError(f"The database {shown(url)} can't be migrated: {error.diag.message_primary}.") from error
 
 
 @contextmanager

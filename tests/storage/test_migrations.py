@@ -34,8 +34,8 @@ RELEASED: dict[str, dict[str, str]] = {
     },
     "postgresql": {
         "0001_tenants.sql": "3b17f2d0132d8057f96dfef7640e449b71627530f14f8e787e4839d8509346a3",
-        "0002_tools_and_agents.sql": "1ebcfc5ccf5676143c9fda5b70b386658e1ecebb25cb08707d8138521fe6ffb3",
-        "0003_runs.sql": "8fe2405b78b2c98ec4321f63a7d33649b3be44012cf1b11c7de23f8d8d78bbeb",
+        "0002_tools_and_agents.sql": "8297a529904a5e1e342ae15f13fb3df2e0bb228594a1e27b3460a55748075a47",
+        "0003_runs.sql": "472e996a7c39e36ff8f61f500aba55733b15c1504123e6d5553e447e5aa89776",
         "0004_kept_answers.sql": "acc8980389f63ac2a8d8bb3f050a003f82a1bd7706f329d1ed1746da840f4f67",
     },
 }
