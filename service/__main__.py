@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ import click
 
 from service import __version__
 from service.auth import key_hash, key_prefix, new_key
-from service.config import Config, database_option, option, serve_options
+from service.config import Config, database_option, location_option, option, serve_options
 from service.logs import Formatter
 from service.resources import resource
-from service.storage.migrations import MigrationError, check, hold
-from service.storage.migrations import migrate as apply_migrations
+from service.storage.engines import engine_of
+from service.storage.migrations import MigrationError
 from service.storage.queries import load_queries
 from service.storage.scope import Unscoped
-from service.storage.sqlite import SqliteDatabase
 from service.storage.units import Row, T, UniqueViolation, Unit, ask
 from service.times import utc_now
 
@@ -85,23 +84,81 @@ def serve(**options: Any) -> None:
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
     # libraries speak at their own length: their debug records hold URLs, bodies and SQL
-    for library in ("connexion", "aiosqlite", "asyncio", "yoyo", "openapi_spec_validator"):
+    for library in ("connexion", "aiosqlite", "asyncio", "redis", "yoyo", "openapi_spec_validator"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
     with _clear_errors():
-        run(make_app(config), config, lambda line: click.echo(line))
+        if config.workers > 1:
+            _serve_with_workers(config)
+        else:
+            run(make_app(config), config, click.echo)
+
+
+def _serve_with_workers(config: Config) -> None:
+    """Serves with several processes, which share what is outside of them and nothing else."""
+    engine = engine_of(config.database)
+    if not engine.is_shared:
+        raise click.UsageError("more than one worker wants a database that processes can share: --database postgresql://…")
+    if config.limiter == Config.limiter:
+        raise click.UsageError("more than one worker wants a limiter that processes can share: --limiter redis://…")
+    try:
+        from service.workers import serve as run
+    except ModuleNotFoundError as error:
+        raise click.UsageError(f"{error.name} is not installed: pip install 'agent-platform[postgresql]'.") from None
+    engine.migrate(resource("migrations"))
+    run(config, click.echo)
 
 
 @cli.command()
 @database_option
-def migrate(database: Path) -> None:
+@click.option(
+    "--print-distribution",
+    is_flag=True,
+    help="Touch no database, but print the statements that spread one over nodes by tenant, for PostgreSQL with Citus.",
+)
+def migrate(database: Path | str, print_distribution: bool) -> None:
     """Make the database, or bring it to this version."""
-    with _clear_errors():
-        lock = hold(database)
-        try:
-            applied = apply_migrations(database, resource("migrations"))
-        finally:
-            lock.close()
+    if print_distribution:
+        text = (resource("migrations") / "postgresql" / "distribution" / "citus.sql").read_text(encoding="utf-8")
+        click.echo(text, nl=False)
+        return
+    engine = engine_of(database)
+    with _clear_errors(), engine.held():
+        applied = engine.migrate(resource("migrations"))
     click.echo(f"Applied {', '.join(applied)}." if applied else "Nothing to apply: the database is up to date.")
+
+
+@cli.command()
+@location_option("--from", "source", help="The database to move, which nobody writes meanwhile.")
+@location_option("--to", "target", help="The database to move it to, empty; it is migrated first.")
+@click.option("--resume", is_flag=True, help="Go on with a move that was interrupted.")
+def copy(source: Path | str, target: Path | str, resume: bool) -> None:
+    """Move everything from one database to another, ids and times kept, and compare the two."""
+    from service.storage.copying import Copied, CopyError, total_rows
+    from service.storage.copying import copy as move
+
+    one, other = engine_of(source), engine_of(target)
+
+    async def all_of_it() -> Copied:
+        async with AsyncExitStack() as opened:
+            databases = []
+            for engine in (one, other):
+                databases.append(await engine.open(load_queries(resource("sql"), engine.name)))
+                opened.push_async_callback(databases[-1].close)
+            # each row is moved once and compared once
+            total = 2 * await total_rows(databases[0])
+            with click.progressbar(length=total, label="Moving and comparing", file=sys.stderr) as bar:
+                return await move(*databases, resume=resume, moved=bar.update)
+
+    with _clear_errors():
+        # before it is held, which would make a file that is missing
+        one.check(resource("migrations"))
+        with one.held(), other.held():
+            other.migrate(resource("migrations"))
+            try:
+                done = asyncio.run(all_of_it())
+            except CopyError as error:
+                raise Failed(str(error)) from None
+    click.echo(f"Moved {done.tenants} tenants with {done.rows} rows to {other}; both have the checksum {done.checksum}.")
 
 
 @cli.group()
@@ -112,7 +169,7 @@ def tenants() -> None:
 @tenants.command("create")
 @click.argument("tenant_id", metavar="ID", callback=_tenant)
 @database_option
-def create_tenant(tenant_id: str, database: Path) -> None:
+def create_tenant(tenant_id: str, database: Path | str) -> None:
     """Create the tenant ID."""
 
     def unit() -> Unit[None]:
@@ -127,7 +184,7 @@ def create_tenant(tenant_id: str, database: Path) -> None:
 
 @tenants.command("list")
 @database_option
-def list_tenants(database: Path) -> None:
+def list_tenants(database: Path | str) -> None:
     """List the tenants, with how many keys work for each."""
 
     def unit() -> Unit[list[Row]]:
@@ -152,7 +209,7 @@ tenant_option = option("--tenant", required=True, metavar="ID", callback=_tenant
 @tenant_option
 @option("--label", metavar="TEXT", help="What the key is for, at most 100 characters.")
 @database_option
-def create_key(tenant: str, label: str | None, database: Path) -> None:
+def create_key(tenant: str, label: str | None, database: Path | str) -> None:
     """Create a key and print it, once: only its hash is stored."""
     if label is not None and (not 1 <= len(label) <= 100 or not label.isprintable()):
         raise click.BadParameter("a label has 1 to 100 printable characters.")
@@ -179,7 +236,7 @@ def create_key(tenant: str, label: str | None, database: Path) -> None:
 @keys.command("list")
 @tenant_option
 @database_option
-def list_keys(tenant: str, database: Path) -> None:
+def list_keys(tenant: str, database: Path | str) -> None:
     """List a tenant's keys by their first characters."""
 
     def unit() -> Unit[list[Row]]:
@@ -197,7 +254,7 @@ def list_keys(tenant: str, database: Path) -> None:
 @keys.command("revoke")
 @click.argument("key_id", metavar="KEY_ID", type=click.IntRange(1, 2**53 - 1))
 @database_option
-def revoke_key(key_id: int, database: Path) -> None:
+def revoke_key(key_id: int, database: Path | str) -> None:
     """Revoke a key. A server that runs forgets it within a second."""
 
     def unit() -> Unit[Row | None]:
@@ -215,18 +272,20 @@ def _need_tenant(tenant: str) -> Unit[None]:
         raise click.BadParameter(f"there is no tenant {tenant!r}; `agent-platform tenants create` makes one.")
 
 
-def _run(database: Path, unit: Callable[[], Unit[T]]) -> T:
+def _run(database: Path | str, unit: Callable[[], Unit[T]]) -> T:
     """Runs one unit of work on a migrated database, beside a running server if there is one."""
 
+    engine = engine_of(database)
+
     async def once() -> T:
-        storage = await SqliteDatabase.open(database, load_queries(resource("sql")))
+        storage = await engine.open(load_queries(resource("sql"), engine.name))
         try:
             return await Unscoped(storage).write(unit())
         finally:
             await storage.close()
 
     with _clear_errors():
-        check(database, resource("migrations"))
+        engine.check(resource("migrations"))
         return asyncio.run(once())
 
 

@@ -1,8 +1,8 @@
 """Opens what lives long, wires it, closes it: the only room that knows all the others."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 from aiohttp import web
 
@@ -14,15 +14,15 @@ from service.execution.models import ModelRegistry, default_registry
 from service.execution.tools import MockTools, ToolExecutor
 from service.gate import Gate
 from service.idempotency import Retries
-from service.limiter import FixedWindow, wrong_keys
+from service.limiter import FixedWindow, RunLimiter, wrong_keys
+from service.metrics import Metrics
 from service.pages import add_pages
 from service.problems import answer_the_rest
 from service.resources import resource
 from service.state import STATE, State
-from service.storage.migrations import hold, known_migrations, migrate
+from service.storage.engines import engine_of
 from service.storage.queries import load_queries
 from service.storage.scope import Unscoped
-from service.storage.sqlite import SqliteDatabase
 from service.storage.units import Unit, ask
 from service.times import utc_now
 
@@ -47,38 +47,63 @@ def make_app(
         raise SpecError(f"openapi.yaml names the models {named}, the registry has {list(registry.names)}.")
     app = build_app(spec)
     add_pages(app, openapi, spec)
+    metrics = Metrics()
+    metrics.add_page(app)
     answer_the_rest(app)
-    queries = load_queries(resource("sql"))
+    engine = engine_of(config.database)
+    queries = load_queries(resource("sql"), engine.name)
 
     async def storage(app: web.Application) -> AsyncIterator[None]:
-        path = Path(config.database)
-        lock = hold(path)
-        try:
-            migrate(path, resource("migrations"))
-            database = await SqliteDatabase.open(path, queries)
+        with engine.held():
+            engine.migrate(resource("migrations"))
+            database = await engine.open(queries)
             try:
                 unscoped = Unscoped(database)
                 if config.serves_demo:
                     await unscoped.write(_demo_tenants())
-                app[STATE] = State(
-                    authenticator=Authenticator(database, demo=config.serves_demo, most_asked=2 * config.concurrency),
-                    limiter=FixedWindow(config.rate_limit, config.rate_window),
-                    wrong_keys=wrong_keys(config.wrong_key_limit),
-                    gate=Gate(config.concurrency),
-                    retries=Retries(render),
-                    request_timeout=config.request_timeout,
-                    models=registry,
-                    tool_executor=tool_executor or MockTools(),
-                    check_storage=partial(_check, unscoped, known_migrations(resource("migrations"))),
-                )
-                yield
+                async with _run_limiter(config, metrics) as limiter:
+                    app[STATE] = State(
+                        authenticator=Authenticator(database, demo=config.serves_demo, most_asked=2 * config.concurrency),
+                        limiter=limiter,
+                        wrong_keys=wrong_keys(config.wrong_key_limit),
+                        gate=Gate(config.concurrency),
+                        retries=Retries(render),
+                        request_timeout=config.request_timeout,
+                        models=registry,
+                        tool_executor=tool_executor or MockTools(),
+                        check_storage=partial(_check, unscoped, engine.known(resource("migrations"))),
+                    )
+                    yield
             finally:
                 await database.close()
-        finally:
-            lock.close()
 
     app.cleanup_ctx.append(storage)
     return app
+
+
+@asynccontextmanager
+async def _run_limiter(config: Config, metrics: Metrics) -> AsyncIterator[RunLimiter]:
+    """Where runs are counted: in this process or, as `--limiter` says, in a server that several share."""
+    local = FixedWindow(config.rate_limit, config.rate_window)
+    if config.limiter == "local":
+        yield local
+        return
+    from service.shared_limiter import Fallback, SharedWindow, connect  # its driver comes with an extra
+
+    falls_back = config.limiter_fallback == "local"
+    meanwhile = "are counted by this process alone" if falls_back else "are refused"
+    shared = SharedWindow(
+        connect(config.limiter),
+        config.rate_limit,
+        config.rate_window,
+        meanwhile=meanwhile,
+        tell=metrics.limiter_unreachable.set,
+    )
+    await shared.open()
+    try:
+        yield Fallback(shared, local, metrics.limiter_fallback_runs.inc) if falls_back else shared
+    finally:
+        await shared.close()
 
 
 async def _check(unscoped: Unscoped, migrations: frozenset[str]) -> None:

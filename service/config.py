@@ -10,6 +10,9 @@ from typing import Any
 
 import click
 
+from service.storage.engines import is_url
+
+_FALLBACKS = ("refuse", "local")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -19,9 +22,12 @@ class Config:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    database: Path = Path("agent-platform.db")
+    database: Path | str = Path("agent-platform.db")
+    workers: int = 1
     rate_limit: int = 5
     rate_window: int = 60
+    limiter: str = "local"
+    limiter_fallback: str = "refuse"
     wrong_key_limit: int = 100
     concurrency: int = 512
     request_timeout: float = 10
@@ -58,6 +64,21 @@ class _Whole(click.IntRange):
         return super().convert(value, param, ctx)
 
 
+def _limiter(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value == Config.limiter:
+        return value
+    try:
+        from service.shared_limiter import connect  # its driver comes with an extra
+    except ImportError:
+        raise click.BadParameter("this needs the driver: pip install 'agent-platform[redis]'.") from None
+    try:
+        connect(value)
+    except ValueError:
+        # the value, which is not repeated, may hold a password
+        raise click.BadParameter("it is neither local nor redis://HOST:PORT/NUMBER, rediss:// or valkey://.") from None
+    return value
+
+
 def _host(context: click.Context, parameter: click.Parameter, value: str) -> str:
     try:
         if not value:
@@ -68,7 +89,12 @@ def _host(context: click.Context, parameter: click.Parameter, value: str) -> str
     return value
 
 
-def _database(context: click.Context, parameter: click.Parameter, value: str) -> Path:
+def _database(context: click.Context, parameter: click.Parameter, value: str) -> Path | str:
+    try:
+        if is_url(value):
+            return value
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
     if value == ":memory:" or not value.strip():
         raise click.BadParameter("the database is a file, named by its path.")
     try:
@@ -86,10 +112,15 @@ database_option = option(
     "--database",
     default=str(Config.database),
     show_default=True,
-    metavar="FILE",
+    metavar="FILE|URL",
     callback=_database,
-    help="The SQLite file.",
+    help="The SQLite file, or the postgresql:// URL of a PostgreSQL database.",
 )
+
+
+def location_option(name: str, argument: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option that names a database, and no environment variable does."""
+    return click.option(name, argument, required=True, metavar="FILE|URL", callback=_database, **settings)
 
 
 def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,6 +136,13 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         database_option,
         option(
+            "--workers",
+            type=_Whole(1, 1_000),
+            default=Config.workers,
+            show_default=True,
+            help="Processes on one port; more than one want PostgreSQL and a shared limiter.",
+        ),
+        option(
             "--rate-limit",
             type=_Whole(1, 1_000_000),
             default=Config.rate_limit,
@@ -117,6 +155,21 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=Config.rate_window,
             show_default=True,
             help="Seconds.",
+        ),
+        option(
+            "--limiter",
+            metavar="local|URL",
+            default=Config.limiter,
+            show_default=True,
+            callback=_limiter,
+            help="Where runs are counted: in this process, or in redis://HOST for all that are told so.",
+        ),
+        option(
+            "--limiter-fallback",
+            type=click.Choice(_FALLBACKS),
+            default=Config.limiter_fallback,
+            show_default=True,
+            help="What becomes of runs while the URL does not answer.",
         ),
         option(
             "--wrong-key-limit",

@@ -25,6 +25,7 @@ from connexion.operations import OpenAPIOperation
 
 from service.errors import Invalid, Malformed, RequestTimeout, Unauthorized, UnsupportedMediaType, cut
 from service.idempotency import Rendered, fingerprint, key_of
+from service.limiter import Quota
 from service.preconditions import is_known
 from service.problems import ANSWER_HEADERS, LARGEST_BODY, Handler, answering, nothing_yet, safe_headers, too_large
 from service.state import STATE, State
@@ -170,24 +171,28 @@ class Endpoint:
         state.gate.refuse_if_draining()
         # who tries wrong keys takes nobody's place
         tenant = await self._authenticate(http)
+        quota = state.limiter.quota(tenant.tenant_id) if self._rate_limited else None
         try:
             with state.gate:
                 if self._repeatable and "Idempotency-Key" in http.headers:
-                    return await self._answer_once(http, tenant, state)
-                if self._rate_limited:
-                    state.limiter.check(tenant.tenant_id)
-                return respond(render(await self._handler(**await self._arguments(http, tenant, state))), http)
+                    return await self._answer_once(http, tenant, state, quota)
+                if quota is not None:
+                    await quota.check()
+                return respond(render(await self._handler(**await self._arguments(http, tenant, state, quota))), http)
         finally:
-            if self._rate_limited:
-                http[ANSWER_HEADERS] = state.limiter.headers(tenant.tenant_id)
+            if quota is not None:
+                http[ANSWER_HEADERS] = quota.headers()
 
-    async def _answer_once(self, http: web.Request, tenant: Scope, state: State) -> web.Response:
+    async def _answer_once(self, http: web.Request, tenant: Scope, state: State, quota: Quota | None) -> web.Response:
         """The answer to a request with an Idempotency-Key: only what it has not had before is done, and counted."""
-        arguments = await self._arguments(http, tenant, state)
+        if quota is not None:
+            # an answer that is given again says what is left, too
+            await quota.look()
+        arguments = await self._arguments(http, tenant, state, quota)
 
         async def work(keeping: Scope) -> Any:
-            if self._rate_limited:
-                state.limiter.check(keeping.tenant_id)
+            if quota is not None:
+                await quota.check()
             return await self._handler(**arguments | {"tenant": keeping})
 
         key = key_of(http.headers["Idempotency-Key"])
@@ -198,7 +203,9 @@ class Endpoint:
             response.headers["Idempotency-Replayed"] = "true"
         return response
 
-    async def _arguments(self, http: web.Request, tenant: Scope | None, state: State) -> dict[str, Any]:
+    async def _arguments(
+        self, http: web.Request, tenant: Scope | None, state: State, quota: Quota | None = None
+    ) -> dict[str, Any]:
         errors: Places = []
         matched, raw_query = http.match_info, http.rel_url.raw_query_string
         arguments = {name: parameter.parse(matched[name], errors) for name, parameter in self._path.items()}
@@ -223,6 +230,8 @@ class Endpoint:
             raise Invalid(f"The request breaks the contract in {places}.", errors=errors[:MOST_PLACES])
         if self._wants_tenant:
             arguments["tenant"] = tenant
+        if quota is not None:
+            arguments["quota"] = quota
         for name in self._state_fields:
             arguments[name] = getattr(state, name)
         return arguments

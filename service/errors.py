@@ -143,6 +143,10 @@ class Unavailable(Problem):
         super().__init__(detail, headers={"Retry-After": "1"})
 
 
+class OutcomeUnknown(Unavailable):
+    """The storage was told to keep what was done, and its answer was lost: it may be stored, or not."""
+
+
 class Overloaded(Unavailable):
     """The service is full, or about to stop: its own choice, and no news for its log each time."""
 

@@ -16,6 +16,8 @@ class Gate:
         self.most = most
         self.inside = 0
         self.lent = 0
+        # connections end with their next answer; and once it drains, that is a refusal
+        self.closing = False
         self.draining = False
 
     def refuse_if_draining(self) -> None:

@@ -3,11 +3,40 @@
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from service.errors import Problem, TooManyRuns, TooManyWrongKeys
+
+TakeBack = Callable[[], Awaitable[None]]
+
+
+class Quota(Protocol):
+    """The limit as one request meets it: what its tenant has left. Its methods raise Unavailable where nobody can say."""
+
+    async def look(self) -> None:
+        """Sees how the window stands, for `headers`."""
+
+    async def check(self) -> None:
+        """Raises the refusal where `admit` would; a client that waits as long as it says is admitted."""
+
+    async def admit(self) -> TakeBack:
+        """Counts the run. Raises the refusal, and counts nothing, where the window is full.
+
+        What it returns takes the run back, for one that came to nothing, and raises nothing.
+        """
+
+    def headers(self) -> dict[str, str]:
+        """RateLimit-Policy and RateLimit, after what this request has counted; none where nobody has been asked."""
+
+
+class RunLimiter(Protocol):
+    """Where the runs of all tenants are counted."""
+
+    def quota(self, tenant_id: str) -> Quota:
+        """For one request of the tenant."""
 
 
 @dataclass(slots=True)
@@ -67,10 +96,11 @@ class FixedWindow:
         now = self._clock()
         window = self._open_window(tenant_id, now)
         remaining = self.limit - (0 if window is None else window.used)
-        return {
-            "RateLimit-Policy": f'"run";q={self.limit};w={self.seconds}',
-            "RateLimit": f'"run";r={remaining};t={self._left(window, now)}',
-        }
+        return rate_limit_headers(self.limit, self.seconds, remaining, self._left(window, now))
+
+    def quota(self, tenant_id: str) -> Quota:
+        """The window as a RunLimiter's, which may be another machine's and is awaited."""
+        return _LocalQuota(self, tenant_id)
 
     def _open_window(self, tenant_id: str, now: float) -> _Window | None:
         while self._windows and next(iter(self._windows.values())).ends <= now:
@@ -82,16 +112,52 @@ class FixedWindow:
 
     def _refuse_if_full(self, window: _Window | None, now: float) -> None:
         if window is not None and window.used >= self.limit:
-            wait = self._left(window, now)
-            raise self._refusal(
-                f"The limit is {self.limit} {self._counted} in {self.seconds} seconds; try again in {wait} seconds.",
-                headers={"Retry-After": str(wait)},
-            )
+            raise over_the_limit(self.limit, self.seconds, self._left(window, now), self._counted, self._refusal)
 
 
 def _take_back(window: _Window) -> None:
     # one that has ended meanwhile is nobody's any more
     window.used -= 1
+
+
+class _LocalQuota:
+    """What FixedWindow says to one request. It awaits nothing either."""
+
+    __slots__ = ("_tenant_id", "_window")
+
+    def __init__(self, window: FixedWindow, tenant_id: str) -> None:
+        self._window = window
+        self._tenant_id = tenant_id
+
+    async def look(self) -> None:
+        pass
+
+    async def check(self) -> None:
+        self._window.check(self._tenant_id)
+
+    async def admit(self) -> TakeBack:
+        take_back = self._window.admit(self._tenant_id)
+
+        async def awaited() -> None:
+            take_back()
+
+        return awaited
+
+    def headers(self) -> dict[str, str]:
+        return self._window.headers(self._tenant_id)
+
+
+def rate_limit_headers(limit: int, seconds: int, remaining: int, left: int) -> dict[str, str]:
+    """What is `remaining` of the limit until the window ends in `left` seconds, as every limiter says it."""
+    return {"RateLimit-Policy": f'"run";q={limit};w={seconds}', "RateLimit": f'"run";r={remaining};t={left}'}
+
+
+def over_the_limit(
+    limit: int, seconds: int, wait: int, counted: str = "runs", refusal: type[Problem] = TooManyRuns
+) -> Problem:
+    """The refusal of what is over the limit, as every limiter says it."""
+    detail = f"The limit is {limit} {counted} in {seconds} seconds; try again in {wait} seconds."
+    return refusal(detail, headers={"Retry-After": str(wait)})
 
 
 def wrong_keys(limit: int) -> FixedWindow:

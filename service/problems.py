@@ -5,6 +5,7 @@ What fails before a route is found, and what is no HTTP, protocol.py turns into 
 
 import itertools
 import logging
+import os
 import re
 import secrets
 import time
@@ -39,8 +40,8 @@ _SAFE = CIMultiDict(
 ACCESS_LOG = web.AppKey("ACCESS_LOG", AccessLog)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
-_PROCESS = secrets.token_hex(10)
-_COUNT = itertools.count()
+_process = secrets.token_hex(10)
+_count = itertools.count()
 _log = logging.getLogger(__name__)
 
 
@@ -70,7 +71,7 @@ def answering(handler: Handler) -> Handler:
             headers.update(more)
         app = request.app
         state = app.get(STATE)
-        if response.status == RequestTimeout.status or (state is not None and state.gate.draining):
+        if response.status == RequestTimeout.status or (state is not None and state.gate.closing):
             # what still comes of a body is no request; and the next request is for another process
             response.force_close()
         elif "Expect" in request.headers and not request.content.is_eof():
@@ -144,7 +145,16 @@ def problem_response(problem: Problem, path: str, request_id: str) -> web.Respon
 
 def new_request_id() -> str:
     """Unlike any other of this process or another one: random bits from its start, and a count."""
-    return f"{_PROCESS}{next(_COUNT):012x}"
+    return f"{_process}{next(_count):012x}"
+
+
+def _begin_anew() -> None:
+    """A process that was forked off has ids of its own."""
+    global _process, _count
+    _process, _count = secrets.token_hex(10), itertools.count()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def request_id_of(request: web.BaseRequest) -> str:

@@ -5,7 +5,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvloop
@@ -18,11 +18,12 @@ from service.logs import AccessLog
 from service.problems import ACCESS_LOG
 from service.protocol import Protocol, Server
 from service.state import STATE
+from service.storage.engines import engine_of
 
 # A stop takes five seconds at the most. Requests under way get the first part to end by themselves; aiohttp takes the second
 # part up to twice, once to wait and once to cancel.
-_FINISH = 2.5
-_GRACE = 1.0
+FINISH = 2.5
+GRACE = 1.0
 # how long an idle connection is kept, and how long the rest of a body that nobody wants is read before it is cut off: a
 # client that is still sending would lose the answer
 _KEPT_ALIVE = 75.0
@@ -59,13 +60,22 @@ class Runner(web.AppRunner):
         Meanwhile /ready says that the service is about to stop, and other requests are refused. aiohttp's own shutdown would
         begin by dropping whatever still arrives, the rest of a body that is being read included.
         """
-        self.app[STATE].gate.draining = True
-        deadline = time.monotonic() + patience
+        gate = self.app[STATE].gate
+        gate.closing = gate.draining = True
         busy = [connection for connection in self._connections() if connection._request_in_progress]
-        while any(connection._request_in_progress for connection in busy) and time.monotonic() < deadline:  # noqa: ASYNC110  # no event is worth its cost per request
-            await asyncio.sleep(0.01)
+        await _wait_while(lambda: any(connection._request_in_progress for connection in busy), patience)
         for site in list(self.sites):
             await site.stop()
+
+    async def hand_over(self, patience: float) -> None:
+        """Takes no more connections, for other processes do, and serves those that it has until they end.
+
+        Each ends with its next answer; one that asks for nothing more is kept for `patience` seconds.
+        """
+        self.app[STATE].gate.closing = True
+        for site in list(self.sites):
+            await site.stop()
+        await _wait_while(lambda: bool(self._connections()), patience)
 
     def _connections(self) -> list[Protocol]:
         return self.server.protocols if isinstance(self.server, Server) else []
@@ -78,6 +88,12 @@ class Runner(web.AppRunner):
                 connection.cut_off_if_slow(patience)
             if isinstance(self.server, Server):
                 self.server.make_room()
+
+
+async def _wait_while(something_is_left: Callable[[], bool], patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while something_is_left() and time.monotonic() < deadline:  # noqa: ASYNC110  # no event is worth its cost per request
+        await asyncio.sleep(0.01)
 
 
 def serve(app: web.Application, config: Config, announce: Callable[[str], None]) -> None:
@@ -93,29 +109,34 @@ async def _serve(app: web.Application, config: Config, announce: Callable[[str],
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    _allow_many_connections()
+    allow_many_connections()
     log = AccessLog(sys.stderr)
     if config.log_level in ("debug", "info"):
         app[ACCESS_LOG] = log
-    runner = Runner(app, access_log=None, shutdown_timeout=_GRACE)
+    runner = Runner(app, access_log=None, shutdown_timeout=GRACE)
     try:
         await runner.setup()
         await web.TCPSite(runner, config.host, config.port).start()
-        address = runner.addresses[0]
-        origin = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{address[1]}"
-        announce(f"Agent Platform {__version__} listens on {origin}")
-        announce(f"Documentation: {origin}/docs and {origin}/redoc")
-        announce(f"Database: {config.database}")
-        if config.serves_demo:
-            announce(f"Demo keys, for this try only: {' and '.join(DEMO_KEYS)}")
+        for line in announcement(config, runner.addresses[0][1]):
+            announce(line)
         await stop.wait()
-        await runner.finish(_FINISH)
+        await runner.finish(FINISH)
     finally:
         await runner.cleanup()
         log.flush()
 
 
-def _allow_many_connections() -> None:
+def announcement(config: Config, port: int) -> Iterator[str]:
+    """The lines that say where the service is, and what it serves."""
+    origin = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
+    yield f"Agent Platform {__version__} listens on {origin}"
+    yield f"Documentation: {origin}/docs and {origin}/redoc"
+    yield f"Database: {engine_of(config.database)}"
+    if config.serves_demo:
+        yield f"Demo keys, for this try only: {' and '.join(DEMO_KEYS)}"
+
+
+def allow_many_connections() -> None:
     """Lets the process have as many files as the system allows it: a connection is one, and 1,024 are soon used up."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -10,7 +10,7 @@ from service.execution.models import ModelRegistry
 from service.execution.tools import ToolExecutor
 from service.gate import Gate
 from service.idempotency import Retries
-from service.limiter import FixedWindow
+from service.limiter import FixedWindow, RunLimiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class State:
     """A handler asks for a part of it by naming an argument like the field."""
 
     authenticator: Authenticator
-    limiter: FixedWindow
-    # the same window, for addresses that try keys
+    limiter: RunLimiter
+    # a window of this process, for addresses that try keys
     wrong_keys: FixedWindow
     gate: Gate
     retries: Retries

@@ -1,16 +1,18 @@
+-- A parameter is compared before it is asked whether it is null: PostgreSQL knows its type by what it first meets.
 -- A column named "… [json]" goes to the client as it is, one named "… [parsed]" is for the service to look into.
--- `versions` is what If-Match lets through, as a JSON array; null where any version will do.
+-- `versions` is what If-Match lets through, as in ',1,2,'; null where any version will do. The queries that make or read JSON stand in
+-- sqlite/ and postgresql/.
 
 -- name: list_agents(tenant_id, after, name, limit, offset)
 -- Agents in the order of their ids; `after` is the id that the previous page ended with, 0 for the first one.
 select id, name, role, description, tool_ids as "tool_ids [json]", tools as "tools [json]", created_at, updated_at
 from agent_details
-where tenant_id = :tenant_id and id > :after and (:name is null or name = :name)
+where tenant_id = :tenant_id and id > :after and (name = :name or :name is null)
 order by id
 limit :limit offset :offset;
 
 -- name: count_agents(tenant_id, name)$
-select count(*) from agents where tenant_id = :tenant_id and (:name is null or name = :name);
+select count(*) from agents where tenant_id = :tenant_id and (name = :name or :name is null);
 
 -- name: list_agents_with_tool(tenant_id, tool_name, after, name, limit, offset)
 select
@@ -20,12 +22,12 @@ from tools
 join agent_tools on agent_tools.tenant_id = tools.tenant_id and agent_tools.tool_id = tools.id
 join agent_details as agent on agent.tenant_id = agent_tools.tenant_id and agent.id = agent_tools.agent_id
 where tools.tenant_id = :tenant_id and tools.name = :tool_name
-    and agent_tools.agent_id > :after and (:name is null or agent.name = :name)
+    and agent_tools.agent_id > :after and (agent.name = :name or :name is null)
 order by agent_tools.agent_id
 limit :limit offset :offset;
 
 -- name: count_agents_with_tool(tenant_id, tool_name, name)$
--- The cross joins keep SQLite at this order: left to itself it begins with all the tenant's agents.
+-- The cross joins keep SQLite at this order: left to itself it begins with all the tenant's agents. PostgreSQL takes any.
 select count(*)
 from tools
 cross join agent_tools
@@ -33,25 +35,12 @@ cross join agents
 where tools.tenant_id = :tenant_id and tools.name = :tool_name
     and agent_tools.tenant_id = tools.tenant_id and agent_tools.tool_id = tools.id
     and agents.tenant_id = agent_tools.tenant_id and agents.id = agent_tools.agent_id
-    and (:name is null or agents.name = :name);
+    and (agents.name = :name or :name is null);
 
 -- name: get_agent(tenant_id, agent_id)^
 select
     id, name, role, description, tool_ids as "tool_ids [json]", tools as "tools [json]", created_at, updated_at, version
 from agent_details
-where tenant_id = :tenant_id and id = :agent_id;
-
--- name: get_agent_to_run(tenant_id, agent_id)^
--- What a run needs of an agent: its tools with what they do.
-select
-    id, name, role, description,
-    (
-        select json_group_array(json_object('id', tools.id, 'name', tools.name, 'description', tools.description))
-        from agent_tools
-        join tools on tools.tenant_id = agent_tools.tenant_id and tools.id = agent_tools.tool_id
-        where agent_tools.tenant_id = :tenant_id and agent_tools.agent_id = :agent_id
-    ) as "tools [parsed]"
-from agents
 where tenant_id = :tenant_id and id = :agent_id;
 
 -- name: agent_exists(tenant_id, agent_id)$
@@ -73,24 +62,13 @@ set
     role = coalesce(:role, role),
     description = coalesce(:description, description),
     version = version + 1,
-    updated_at = max(created_at, :now)
+    updated_at = case when created_at > :now then created_at else :now end
 where tenant_id = :tenant_id and id = :agent_id
-    and (:versions is null or version in (select value from json_each(:versions)))
+    and (:versions like '%,' || version || ',%' or :versions is null)
 returning id;
-
--- name: unknown_tools(tenant_id, tool_ids)
--- Which of the ids are no tool of this tenant, by their position in the list, from 0.
-select json_each.key as position, json_each.value as tool_id
-from json_each(:tool_ids)
-where not exists (select 1 from tools where tenant_id = :tenant_id and id = json_each.value)
-order by json_each.key;
 
 -- name: drop_agent_tools(tenant_id, agent_id)!
 delete from agent_tools where tenant_id = :tenant_id and agent_id = :agent_id;
-
--- name: add_agent_tools(tenant_id, agent_id, tool_ids)!
-insert into agent_tools (tenant_id, agent_id, tool_id)
-select :tenant_id, :agent_id, value from json_each(:tool_ids);
 
 -- name: agent_has_runs(tenant_id, agent_id)$
 select exists (select 1 from runs where tenant_id = :tenant_id and agent_id = :agent_id);
@@ -98,5 +76,5 @@ select exists (select 1 from runs where tenant_id = :tenant_id and agent_id = :a
 -- name: delete_agent(tenant_id, agent_id, versions)^
 delete from agents
 where tenant_id = :tenant_id and id = :agent_id
-    and (:versions is null or version in (select value from json_each(:versions)))
+    and (:versions like '%,' || version || ',%' or :versions is null)
 returning id;

@@ -1,26 +1,26 @@
 """Fixtures: a fresh service for each test, and a client that holds every answer against openapi.yaml."""
 
-import functools
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from connexion.spec import OpenAPISpecification
 
 from service.app import make_app
 from service.config import Config
-from service.contract import load_spec
 from service.server import Runner
-from service.storage.queries import load_queries
+from tests.support import postgresql
 from tests.support.contract import Contract
 from tests.support.database import migrated
+from tests.support.reading import read_once
 from tests.support.secrets import LeakFinder
+from tests.support.store import store_url
 
 KEY_A = {"X-API-Key": "key_tenant_a"}
 KEY_B = {"X-API-Key": "key_tenant_b"}
@@ -61,8 +61,10 @@ def leaks() -> Iterator[LeakFinder]:
     level = root.level
     root.addHandler(finder)
     root.setLevel(logging.DEBUG)
-    # it notes each call twice, which would be a third of the suite's time; test_logs.py hears it out
-    logging.getLogger("aiosqlite").setLevel(logging.INFO)
+    # one notes each call twice, the other the whole spec at each start, which would be half of the suite's time;
+    # test_logs.py hears them out
+    for library in ("aiosqlite", "connexion"):
+        logging.getLogger(library).setLevel(logging.INFO)
     yield finder
     root.removeHandler(finder)
     root.setLevel(level)
@@ -71,22 +73,9 @@ def leaks() -> Iterator[LeakFinder]:
 
 @pytest.fixture(scope="session", autouse=True)
 def files_are_read_once() -> Iterator[None]:
-    """The spec and the SQL are the same for all applications: read and validated once, not a thousand times."""
-    validate = OpenAPISpecification._validate_spec
-    known: set[str] = set()
-
-    def validate_once(spec: dict[str, Any]) -> None:
-        text = repr(spec)
-        if text not in known:
-            validate(spec)
-            known.add(text)
-
-    read = functools.cache(lambda folder: orjson.dumps(load_spec(folder)))
+    """As a thousand applications are made."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OpenAPISpecification, "_validate_spec", staticmethod(validate_once))
-        # a copy for each application, which may change it
-        patch.setattr("service.app.load_spec", lambda folder: orjson.loads(read(folder)))
-        patch.setattr("service.app.load_queries", functools.cache(load_queries))
+        read_once(patch.setattr)
         yield
 
 
@@ -95,9 +84,55 @@ def contract() -> Contract:
     return Contract()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for something."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test of a service runs on both engines, but for those that are marked as about the embedded one."""
+    away = pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
+    if "shared_database" in metafunc.fixturenames:
+        metafunc.definition.add_marker(away)
+    if "engine" not in metafunc.fixturenames:
+        return
+    engines = [pytest.param("sqlite")]
+    if metafunc.definition.get_closest_marker("embedded") is None:
+        engines.append(pytest.param("postgresql", marks=away))
+    metafunc.parametrize("engine", engines)
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    return Config(database=migrated(tmp_path / "test.db"))
+def database(engine: str, tmp_path: Path) -> Path | str:
+    """A migrated, empty database: a file, or a URL."""
+    return migrated(tmp_path / "test.db") if engine == "sqlite" else postgresql.emptied()
+
+
+@pytest.fixture
+def shared_database() -> str:
+    """The URL of a migrated, empty database that several processes can share."""
+    return postgresql.emptied()
+
+
+@pytest.fixture
+def config(database: Path | str) -> Config:
+    return Config(database=database)
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[str]:
+    """The URL of a Redis or Valkey server: AGENT_PLATFORM_TEST_LIMITER, the one on this machine, or one that is started."""
+    with store_url() as url:
+        if url is None:
+            pytest.skip("No Redis or Valkey server: install redis-server, or name one in AGENT_PLATFORM_TEST_LIMITER.")
+        yield url
+
+
+@pytest.fixture(params=["local", "shared"])
+def limiter_option(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A value of `--limiter`: each test runs with both kinds, and counts under keys of its own."""
+    monkeypatch.setattr("service.shared_limiter.PREFIX", f"agent-platform:test:{uuid4()}:")
+    return "local" if request.param == "local" else request.getfixturevalue("store")
 
 
 Serve = Callable[..., Awaitable[Client]]

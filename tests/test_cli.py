@@ -5,9 +5,7 @@ import os
 import re
 import signal
 import socket
-import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -20,59 +18,11 @@ import pytest
 
 from service import __version__
 from service.__main__ import cli
-from service.storage.lock import writer_lock
+from tests.support.command import COMMAND, agent_platform, create_key, done, refusal, status
+from tests.support.database import migrated
 from tests.support.pace import slowness
 from tests.support.process import Service, clean_environment
-
-COMMAND = (sys.executable, "-m", "service")
-KEY = re.compile(r"mk_[0-9A-Za-z]{39}")
-
-
-def agent_platform(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs one command to its end."""
-    return subprocess.run(
-        [*COMMAND, *arguments], env=clean_environment(**variables), capture_output=True, text=True, timeout=20
-    )
-
-
-def done(*arguments: str, **variables: str) -> str:
-    """What a command prints that must succeed and has nothing to complain about."""
-    ended = agent_platform(*arguments, **variables)
-    assert (ended.returncode, ended.stderr) == (0, ""), ended
-    return ended.stdout
-
-
-def refusal(code: int, *arguments: str, **variables: str) -> str:
-    """The one line that a command leaves which ends with the exit code `code`."""
-    ended = agent_platform(*arguments, **variables)
-    assert ended.returncode == code, ended
-    assert ended.stdout == ""
-    assert ended.stderr.startswith("agent-platform: ")
-    assert ended.stderr.count("\n") == 1
-    assert ended.stderr.endswith("\n")
-    return ended.stderr.removeprefix("agent-platform: ").strip()
-
-
-def create_key(database: Path, tenant: str = "acme", *options: str) -> tuple[str, str]:
-    """A new key and its id."""
-    ended = agent_platform("keys", "create", "--tenant", tenant, "--database", str(database), *options)
-    assert ended.returncode == 0, ended
-    found = re.fullmatch(rf"Key (\d+) of the tenant {tenant}\. It is shown this once\.\n", ended.stderr)
-    assert found is not None
-    assert KEY.fullmatch(ended.stdout.removesuffix("\n"))
-    return ended.stdout.strip(), found[1]
-
-
-def status(origin: str, path: str, key: str | None = None) -> int:
-    return ask(origin, path, key)[0]
-
-
-def ask(origin: str, path: str, key: str | None = None) -> tuple[int, bytes]:
-    port = urlsplit(origin).port
-    with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
-        connection.request("GET", path, headers={} if key is None else {"X-API-Key": key})
-        response = connection.getresponse()
-        return response.status, response.read()
+from tests.support.storage import held_writes
 
 
 @contextmanager
@@ -84,7 +34,6 @@ def running(*services: Service) -> Iterator[Sequence[Service]]:
 
 def everything_said(service: Service) -> list[str]:
     """The lines that a service which has ended announced."""
-    assert service.process.stdout is not None
     return [*service.announced, *service.process.stdout.read().decode().splitlines()]
 
 
@@ -100,10 +49,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def database(folder: Path) -> Path:
+def file(folder: Path) -> Path:
     """A migrated database with the tenant acme, which no server holds."""
-    file = folder / "cli.db"
-    done("migrate", "--database", str(file))
+    file = migrated(folder / "cli.db")
     done("tenants", "create", "acme", "--database", str(file))
     return file
 
@@ -114,14 +62,6 @@ def service(folder: Path) -> Iterator[Service]:
     with Service(folder / "served.db") as service:
         done("tenants", "create", "acme", "--database", str(service.database))
         yield service
-
-
-def test_migrate_makes_the_database_and_then_has_nothing_to_do(tmp_path: Path) -> None:
-    file = tmp_path / "new.db"
-    assert done("migrate", "--database", str(file)).startswith("Applied 0001_tenants, ")
-    before = file.read_bytes()
-    assert done("migrate", "--database", str(file)) == "Nothing to apply: the database is up to date.\n"
-    assert file.read_bytes() == before
 
 
 def test_without_an_option_the_database_is_in_the_current_folder(tmp_path: Path) -> None:
@@ -142,56 +82,20 @@ def test_a_group_without_a_command_shows_its_help(group: tuple[str, ...]) -> Non
     assert ended.stderr.startswith(" ".join(["Usage: agent-platform", *group, "[OPTIONS] COMMAND [ARGS]...\n\n"]))
 
 
-def test_tenants_are_created_once_and_listed(database: Path) -> None:
-    at = ("--database", str(database))
-    assert done("tenants", "create", "Beta.2-x_y", *at) == "Created the tenant Beta.2-x_y.\n"
-    assert refusal(1, "tenants", "create", "Beta.2-x_y", *at) == "The tenant Beta.2-x_y exists already."
-    head, *rows = done("tenants", "list", *at).splitlines()
-    assert head.split() == ["TENANT", "KEYS", "CREATED"]
-    assert [row.split()[:2] for row in rows] == [["Beta.2-x_y", "0"], ["acme", rows[1].split()[1]]]
-    assert all(re.fullmatch(r"\S+ +\d+ +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", row) for row in rows)
-
-
-def test_a_key_is_printed_once_and_kept_nowhere(database: Path) -> None:
-    key, key_id = create_key(database, "acme", "--label", "for the tests")
-    listed = done("keys", "list", "--tenant", "acme", "--database", str(database))
-    assert re.search(rf"^{key_id} +{key[:9]}… +for the tests +\S+Z +-$", listed, re.MULTILINE)
-    assert key[:10] not in listed
-    files = list(database.parent.glob(f"{database.name}*"))
-    assert database in files
-    for file in files:
-        kept = file.read_bytes()
-        assert key.encode() not in kept
-        assert key[9:].encode() not in kept
-
-
-def test_every_key_is_another_one(database: Path) -> None:
-    (first, first_id), (second, second_id) = create_key(database), create_key(database)
-    assert first != second
-    assert int(first_id) < int(second_id)
-
-
-def test_keys_are_listed_by_tenant_and_stay_in_the_list_when_revoked(database: Path) -> None:
-    at = ("--database", str(database))
-    done("tenants", "create", "gamma", *at)
-    ids = [create_key(database, "gamma")[1] for _ in range(2)]
-    revoked = done("keys", "revoke", ids[0], *at)
-    assert re.fullmatch(rf"Revoked the key {ids[0]} \(mk_\w{{6}}…\) of the tenant gamma\.\n", revoked)
-    head, *rows = done("keys", "list", "--tenant", "gamma", *at).splitlines()
-    assert head.split() == ["ID", "KEY", "LABEL", "CREATED", "REVOKED"]
-    assert [row.split()[0] for row in rows] == ids
-    assert [row.split()[-1] == "-" for row in rows] == [False, True]
-    assert re.search(r"^gamma +1 ", done("tenants", "list", *at), re.MULTILINE)
-    assert done("keys", "revoke", ids[0], *at) == revoked
-    assert done("keys", "list", "--tenant", "gamma", *at).splitlines() == [head, *rows]
-
-
 WRONG = {
     "a port that is no number": (["serve", "--port", "http"], "'--port'"),
     "a port too high": (["serve", "--port", "65536"], "'--port'"),
     "a rate limit of 0": (["serve", "--rate-limit", "0"], "'--rate-limit'"),
     "a rate window of 0": (["serve", "--rate-window", "0"], "'--rate-window'"),
     "a log level that is none": (["serve", "--log-level", "loud"], "'--log-level'"),
+    "a limiter that is none": (["serve", "--limiter", "remote"], "'--limiter'"),
+    "a limiter of another kind": (["serve", "--limiter", "http://127.0.0.1/0"], "redis://HOST"),
+    "a limiter on a host that can't be": (["serve", "--limiter", f"redis://{'x' * 64}.de"], "'--limiter'"),
+    "a limiter without a host": (["serve", "--limiter", "redis://"], "redis://HOST"),
+    "a limiter with a port too high": (["serve", "--limiter", "redis://127.0.0.1:70000"], "'--limiter'"),
+    "a limiter with a database that is no number": (["serve", "--limiter", "redis://127.0.0.1/runs"], "'--limiter'"),
+    "a limiter with a setting that is none": (["serve", "--limiter", "redis://127.0.0.1/?colour=red"], "'--limiter'"),
+    "a fallback that is none": (["serve", "--limiter-fallback", "allow"], "'--limiter-fallback'"),
     "an option that serve does not have": (["serve", "--frobnicate"], "'--frobnicate'"),
     "an option without its value": (["serve", "--port"], "'--port'"),
     "a surplus argument": (["migrate", "now"], "now"),
@@ -208,14 +112,11 @@ WRONG = {
     "a tenant's id with a line end": (["tenants", "create", "acme\n"], "tenant's id"),
     "an argument that is missing": (["tenants", "create"], "'ID'"),
     "a key of no tenant": (["keys", "create"], "'--tenant'"),
-    "a key of an unknown tenant": (["keys", "create", "--tenant", "nobody"], "no tenant 'nobody'"),
-    "keys of an unknown tenant": (["keys", "list", "--tenant", "nobody"], "no tenant 'nobody'"),
     "a tenant with line ends": (["keys", "list", "--tenant", "a\nb\nc"], "a tenant's id is"),
     "a tenant that is no text": (["keys", "list", "--tenant", os.fsdecode(b"\xff")], "a tenant's id is"),
     "a label without a character": (["keys", "create", "--tenant", "acme", "--label", ""], "label"),
     "a label too long": (["keys", "create", "--tenant", "acme", "--label", "x" * 101], "label"),
     "a label of two lines": (["keys", "create", "--tenant", "acme", "--label", "a\nb"], "label"),
-    "an unknown key": (["keys", "revoke", "999999"], "999999"),
     "a key's id of 0": (["keys", "revoke", "0"], "KEY_ID"),
     "a key's id that is no number": (["keys", "revoke", "mk_abc"], "KEY_ID"),
     "a key's id too high": (["keys", "revoke", str(2**53)], "KEY_ID"),
@@ -224,10 +125,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "names"), WRONG.values(), ids=WRONG)
-def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], names: str, database: Path) -> None:
-    before = database.read_bytes()
-    assert names in refusal(2, *arguments, AGENT_PLATFORM_DATABASE=str(database))
-    assert database.read_bytes() == before
+def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], names: str, file: Path) -> None:
+    before = file.read_bytes()
+    assert names in refusal(2, *arguments, AGENT_PLATFORM_DATABASE=str(file))
+    assert file.read_bytes() == before
     assert not any(Path().iterdir())
 
 
@@ -239,6 +140,8 @@ def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], names: st
         ("RATE_WINDOW", "1.5"),
         ("DEMO", "perhaps"),
         ("LOG_LEVEL", "loud"),
+        ("LIMITER", "remote"),
+        ("LIMITER_FALLBACK", "allow"),
         ("DATABASE", ":memory:"),
         ("DATABASE", "nowhere/x.db"),
     ],
@@ -246,6 +149,23 @@ def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], names: st
 def test_a_wrong_value_in_the_environment_is_one_line_that_names_it(variable: str, value: str) -> None:
     name = f"AGENT_PLATFORM_{variable}"
     assert name in refusal(2, "serve", **{name: value})
+
+
+def test_a_wrong_limiter_is_not_repeated_for_it_may_hold_a_password() -> None:
+    for value in (
+        "redis://:hunter2@127.0.0.1:x",
+        "redis://:hunter2@127.0.0.1/x",
+        "redis://:hunter2@/0",
+        "http://:hunter2@x",
+    ):
+        assert "hunter2" not in refusal(2, "serve", "--limiter", value)
+
+
+def test_a_shared_limiter_without_its_driver_is_one_line_that_says_how_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "redis.py").write_text("raise ImportError")
+    path = f"{tmp_path}{os.pathsep}{clean_environment()['PYTHONPATH']}"
+    said = refusal(2, "serve", "--limiter", "redis://127.0.0.1", PYTHONPATH=path)
+    assert "pip install 'agent-platform[redis]'" in said
 
 
 def options(command: click.Command) -> Iterator[click.Option]:
@@ -259,28 +179,18 @@ def options(command: click.Command) -> Iterator[click.Option]:
 
 
 def test_every_option_reads_a_variable_of_its_name_and_says_so() -> None:
-    found = list(options(cli))
-    assert {option.name for option in found} == {
-        *("host", "port", "database", "rate_limit", "rate_window", "demo", "log_level"),
-        *("wrong_key_limit", "concurrency", "request_timeout"),
+    found = {option.name: option for option in options(cli)}
+    # what is said of one call and not of a service
+    of_one_call = {"source", "target", "resume", "print_distribution"}
+    assert found.keys() == of_one_call | {
+        *("host", "port", "database", "workers", "rate_limit", "rate_window", "demo", "log_level"),
+        *("wrong_key_limit", "concurrency", "request_timeout", "limiter", "limiter_fallback"),
         *("tenant", "label"),
     }
-    for option in found:
+    assert [found[name].envvar for name in of_one_call] == [None] * len(of_one_call)
+    for option in (found[name] for name in found.keys() - of_one_call):
         assert option.envvar == f"AGENT_PLATFORM_{(option.name or '').upper()}"
         assert option.show_envvar
-
-
-def test_commands_take_their_options_from_the_environment(tmp_path: Path) -> None:
-    variables = {
-        "AGENT_PLATFORM_DATABASE": str(tmp_path / "env.db"),
-        "AGENT_PLATFORM_TENANT": "acme",
-        "AGENT_PLATFORM_LABEL": "from the environment",
-    }
-    done("migrate", **variables)
-    done("tenants", "create", "acme", **variables)
-    assert agent_platform("keys", "create", **variables).returncode == 0
-    assert "from the environment" in done("keys", "list", **variables)
-    assert refusal(2, "keys", "list", "--tenant", "other", **variables).count("other") == 1
 
 
 def test_serve_takes_its_options_from_the_environment(tmp_path: Path) -> None:
@@ -326,38 +236,6 @@ def policy(origin: str) -> str | None:
         return response.headers["RateLimit-Policy"]
 
 
-@pytest.mark.parametrize("command", ["migrate", "serve"])
-def test_a_database_of_a_newer_version_is_refused_as_it_is(command: str, tmp_path: Path) -> None:
-    file = tmp_path / "newer.db"
-    done("migrate", "--database", str(file))
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute(
-            "insert into _yoyo_migration (migration_hash, migration_id, applied_at_utc) values (?, ?, ?)",
-            ("0", "9999_flying", "2099-01-01"),
-        )
-        connection.commit()
-    before = file.read_bytes()
-    options = ("--port", "0") if command == "serve" else ()
-    assert refusal(1, command, "--database", str(file), *options) == (
-        f"The database {file} was migrated by a newer version (it has 9999_flying). "
-        "Install that version, or restore a backup made before it."
-    )
-    assert file.read_bytes() == before
-
-
-@pytest.mark.parametrize("command", [("migrate",), ("tenants", "list")], ids=" ".join)
-def test_a_database_of_another_program_is_refused_as_it_is(command: tuple[str, ...], tmp_path: Path) -> None:
-    file = tmp_path / "notes.db"
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute("create table notes (body text)")
-        connection.commit()
-    before = file.read_bytes()
-    assert refusal(1, *command, "--database", str(file)) == (
-        f"{file} is a database of another program; choose another --database."
-    )
-    assert file.read_bytes() == before
-
-
 @pytest.mark.parametrize("command", [("migrate",), ("tenants", "list")], ids=" ".join)
 def test_a_file_that_is_no_database_is_refused_as_it_is(command: tuple[str, ...], tmp_path: Path) -> None:
     file = tmp_path / "letter.txt"
@@ -388,22 +266,6 @@ def test_a_port_that_is_taken_is_refused_in_one_line(service: Service, tmp_path:
     said = refusal(1, "serve", "--port", port, "--database", str(tmp_path / "other.db"))
     assert port in said
     assert "address already in use" in said
-
-
-def test_a_key_made_beside_a_running_server_works_at_once_and_a_revoked_one_ends_within_two_seconds(
-    service: Service,
-) -> None:
-    key, key_id = create_key(service.database)
-    other, _ = create_key(service.database)
-    answered, body = ask(service.origin, "/whoami", key)
-    assert (answered, json.loads(body)) == (200, {"tenant_id": "acme", "key_id": int(key_id)})
-    done("keys", "revoke", key_id, "--database", str(service.database))
-    revoked = time.monotonic()
-    while (answered := status(service.origin, "/whoami", key)) == 200:
-        assert time.monotonic() < revoked + 2
-        time.sleep(0.05)
-    assert answered == 401
-    assert status(service.origin, "/whoami", other) == 200
 
 
 def test_a_key_is_in_no_log(service: Service) -> None:
@@ -480,15 +342,15 @@ def test_a_signal_ends_the_server_within_five_seconds_whatever_is_open(tmp_path:
         assert ["Traceback" in service.log.read_text() for service in services] == [False, False]
 
 
-def test_a_request_that_waits_for_the_storage_is_answered_before_the_server_ends(tmp_path: Path) -> None:
-    with Service(tmp_path / "busy.db") as service, closing(writer_lock(service.database)) as writer:
-        writer.acquire(5)
+def test_a_request_that_waits_for_the_storage_is_answered_before_the_server_ends(database: Path | str) -> None:
+    with Service(database) as service, ExitStack() as others:
+        others.enter_context(held_writes(database))
         with connected(service, HEAD, BODY) as connection:
             assert status(service.origin, "/health") == 200
             service.process.terminate()
             time.sleep(0.3)
             assert service.process.poll() is None
-            writer.release()
+            others.close()
             assert connection.recv(100).startswith(b"HTTP/1.1 201")
         assert service.process.wait(5) == 0
 

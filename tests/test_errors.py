@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -15,7 +16,7 @@ from service.auth import key_hash, key_prefix, new_key
 from service.errors import Unavailable
 from service.execution.models import ModelRegistry
 from service.state import STATE
-from service.storage.sqlite import SqliteDatabase
+from service.storage.queries import Query, load_queries
 from service.times import utc_now
 from tests.conftest import KEY_A, KEY_B, Client, Serve
 from tests.support.contract import METHODS, Contract
@@ -34,6 +35,7 @@ from tests.support.http import (
     refused,
     run,
 )
+from tests.support.storage import engine_in
 
 AS_JSON = {**KEY_A, "Content-Type": "application/json"}
 MIB = 2**20
@@ -440,10 +442,10 @@ async def test_head_is_get_without_its_body(client: Client, contract: Contract) 
 
 
 async def test_a_crash_is_a_500_without_a_trace_of_its_cause(
-    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    client = await serve()
     await fill(client)
-    queries: Any = client.app[STATE].authenticator._unscoped._database.queries
     broken = {
         "list_tools": ("GET", "/tools", None),
         "get_agent": ("GET", "/agents/1", None),
@@ -452,10 +454,17 @@ async def test_a_crash_is_a_500_without_a_trace_of_its_cause(
         "create_run": ("POST", "/agents/1/run", {"task": "Say hello", "model": "gpt-4o"}),
     }
     before = await everything(client)
-    for name, (method, path, body) in broken.items():
-        with monkeypatch.context() as patch:
-            patch.setitem(queries, name, replace(queries[name], sql=queries[name].sql + " from a_secret_table"))
-            problem = await refused(client, 500, method, path, json=body)
+    await client.close()
+
+    def load_broken(folder: Path, engine: str) -> dict[str, Query]:
+        whole = load_queries(folder, engine)
+        return {**whole, **{name: replace(whole[name], sql=f"{whole[name].sql} from a_secret_table") for name in broken}}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service.app.load_queries", load_broken)
+        client = await serve()
+    for method, path, body in broken.values():
+        problem = await refused(client, 500, method, path, json=body)
         del problem["instance"]
         assert problem == {
             "type": "urn:agent-platform:problem:internal-error",
@@ -465,8 +474,10 @@ async def test_a_crash_is_a_500_without_a_trace_of_its_cause(
             "request_id": problem["request_id"],
         }
         assert problem["request_id"] in caplog.text
-    assert "OperationalError" in caplog.text
-    assert await everything(client) == before
+    assert "secret" not in caplog.text
+    assert "OperationalError" in caplog.text or "PostgresSyntaxError" in caplog.text
+    await client.close()
+    assert await everything(await serve()) == before
 
 
 async def test_a_crash_outside_of_the_storage_is_a_500_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +511,7 @@ async def test_a_storage_that_does_not_answer_is_503(client: Client, monkeypatch
         assert int(response.headers["Retry-After"]) >= 1
 
     with monkeypatch.context() as patch:
-        patch.setattr(SqliteDatabase, "write", fail)
+        patch.setattr(type(engine_in(client.app)), "write", fail)
         for method, path, body in (
             ("POST", "/tools", {**TOOL, "name": "new"}),
             ("PUT", "/tools/1", TOOL),
@@ -509,7 +520,7 @@ async def test_a_storage_that_does_not_answer_is_503(client: Client, monkeypatch
         ):
             await assert_unavailable(method, path, body=body)
         assert await everything(client) == before
-        patch.setattr(SqliteDatabase, "read", fail)
+        patch.setattr(type(engine_in(client.app)), "read", fail)
         for path in ("/tools", "/tools/1", "/agents", "/agents/1", "/runs", "/runs/1", "/agents/1/runs"):
             await assert_unavailable("GET", path)
         await assert_unavailable("GET", "/ready", {})

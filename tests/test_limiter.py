@@ -1,15 +1,19 @@
-"""The fixed window, on a clock that the tests turn."""
+"""The fixed window, of one process and of several. Time passes when the tests say so."""
 
 import gc
 import math
 import random
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
 
 import pytest
+import redis
 
+from service import shared_limiter
 from service.errors import TooManyRuns
-from service.limiter import FixedWindow
+from service.limiter import FixedWindow, RunLimiter, TakeBack
+from service.shared_limiter import SharedWindow, connect
 
 
 def seconds_left(limiter: FixedWindow, tenant: str) -> int:
@@ -44,130 +48,228 @@ def limiter(clock: Clock) -> FixedWindow:
     return FixedWindow(5, 60, clock)
 
 
-def refusal(check: Callable[[str], None], tenant: str = "a") -> TooManyRuns:
+class Time(Protocol):
+    """Makes limiters, and lets time pass for all that they have counted."""
+
+    def limiter(self, limit: int, seconds: int) -> RunLimiter: ...
+
+    def passes(self, seconds: float) -> None: ...
+
+
+class LocalTime:
+    """The time of limiters that look at a clock of ours."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def limiter(self, limit: int, seconds: int) -> RunLimiter:
+        return FixedWindow(limit, seconds, self._clock)
+
+    def passes(self, seconds: float) -> None:
+        self._clock.now += seconds
+
+
+class ServersTime:
+    """The time of limiters that look at a server's clock. Nobody can turn it: windows are moved into the past instead."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._server = redis.Redis.from_url(url)
+        self.made: list[SharedWindow] = []
+
+    def limiter(self, limit: int, seconds: int) -> RunLimiter:
+        self.made.append(SharedWindow(connect(self._url), limit, seconds))
+        return self.made[-1]
+
+    def passes(self, seconds: float) -> None:
+        for key in self._server.scan_iter(f"{shared_limiter.PREFIX}*"):
+            self._server.hincrby(key, "ends", -round(seconds * 1e6))
+            self._server.pexpire(key, self._server.pttl(key) - round(seconds * 1e3))
+
+    async def close(self) -> None:
+        for each in self.made:
+            await each.close()
+        self._server.close()
+
+
+@pytest.fixture
+async def time(limiter_option: str, clock: Clock) -> AsyncIterator[Time]:
+    if limiter_option == "local":
+        yield LocalTime(clock)
+    else:
+        servers = ServersTime(limiter_option)
+        yield servers
+        await servers.close()
+
+
+@pytest.fixture
+def runs(time: Time) -> RunLimiter:
+    return time.limiter(5, 60)
+
+
+async def check(runs: RunLimiter, tenant: str = "a") -> None:
+    await runs.quota(tenant).check()
+
+
+async def admit(runs: RunLimiter, tenant: str = "a") -> TakeBack:
+    return await runs.quota(tenant).admit()
+
+
+async def said(runs: RunLimiter, tenant: str = "a") -> dict[str, str]:
+    """The headers of a request that only looks."""
+    quota = runs.quota(tenant)
+    await quota.look()
+    return quota.headers()
+
+
+async def left(runs: RunLimiter, tenant: str = "a") -> str:
+    return (await said(runs, tenant))["RateLimit"]
+
+
+async def refused(asked: Awaitable[object]) -> TooManyRuns:
     with pytest.raises(TooManyRuns) as refused:
-        check(tenant)
+        await asked
     return refused.value
 
 
-def admitted(limiter: FixedWindow, tenant: str, tries: int) -> int:
+async def admitted(runs: RunLimiter, tenant: str, tries: int) -> int:
     """How many of so many runs the limiter lets through."""
     count = 0
     for _ in range(tries):
         try:
-            limiter.admit(tenant)
+            await admit(runs, tenant)
         except TooManyRuns:
             continue
         count += 1
     return count
 
 
+# Wherever runs are counted
+
+
 @pytest.mark.parametrize("limit", [1, 2, 5, 100])
-def test_exactly_the_limit_is_admitted(limit: int, clock: Clock) -> None:
-    assert admitted(FixedWindow(limit, 60, clock), "a", limit + 50) == limit
+async def test_exactly_the_limit_is_admitted(limit: int, time: Time) -> None:
+    assert await admitted(time.limiter(limit, 60), "a", limit + 50) == limit
 
 
-def test_a_window_opens_with_the_first_admitted_run(limiter: FixedWindow, clock: Clock) -> None:
-    clock.now += 59
-    limiter.check("a")
-    limiter.headers("a")
-    seconds_left(limiter, "a")
-    clock.now += 2
-    assert admitted(limiter, "a", 9) == 5
-    clock.now += 59.9
-    refusal(limiter.admit)
-    clock.now += 0.1
-    assert admitted(limiter, "a", 9) == 5
+async def test_a_window_opens_with_the_first_admitted_run(runs: RunLimiter, time: Time) -> None:
+    time.passes(59)
+    await check(runs)
+    await said(runs)
+    time.passes(2)
+    assert await admitted(runs, "a", 9) == 5
+    time.passes(59.5)
+    await refused(admit(runs))
+    time.passes(0.5)
+    assert await admitted(runs, "a", 9) == 5
 
 
-def test_a_window_does_not_slide(limiter: FixedWindow, clock: Clock) -> None:
-    limiter.admit("a")
-    clock.now += 59
-    assert admitted(limiter, "a", 9) == 4
-    clock.now += 1
-    assert admitted(limiter, "a", 9) == 5
+async def test_a_window_does_not_slide(runs: RunLimiter, time: Time) -> None:
+    await admit(runs)
+    time.passes(59)
+    assert await admitted(runs, "a", 9) == 4
+    time.passes(1)
+    assert await admitted(runs, "a", 9) == 5
 
 
-def test_runs_that_were_not_used_up_are_not_saved(limiter: FixedWindow, clock: Clock) -> None:
-    limiter.admit("a")
-    clock.now += 600
-    assert admitted(limiter, "a", 20) == 5
+async def test_runs_that_were_not_used_up_are_not_saved(runs: RunLimiter, time: Time) -> None:
+    await admit(runs)
+    time.passes(600)
+    assert await admitted(runs, "a", 20) == 5
 
 
-def test_the_next_window_opens_with_its_own_first_run(limiter: FixedWindow, clock: Clock) -> None:
-    admitted(limiter, "a", 5)
-    clock.now += 100
-    limiter.admit("a")
-    assert seconds_left(limiter, "a") == 60
+async def test_the_next_window_opens_with_its_own_first_run(runs: RunLimiter, time: Time) -> None:
+    await admitted(runs, "a", 5)
+    time.passes(100)
+    await admit(runs)
+    assert await left(runs) == '"run";r=4;t=60'
 
 
-def test_a_check_counts_nothing(limiter: FixedWindow) -> None:
+async def test_a_check_counts_nothing(runs: RunLimiter) -> None:
     for _ in range(20):
-        limiter.check("a")
-    assert admitted(limiter, "a", 9) == 5
+        await check(runs)
+    assert await admitted(runs, "a", 9) == 5
 
 
-def test_a_refused_run_counts_nothing_and_makes_no_window_longer(limiter: FixedWindow, clock: Clock) -> None:
-    admitted(limiter, "a", 5)
-    clock.now += 30
-    assert admitted(limiter, "a", 1_000) == 0
-    assert seconds_left(limiter, "a") == 30
-    clock.now += 30
-    assert admitted(limiter, "a", 9) == 5
+async def test_a_refused_run_counts_nothing_and_makes_no_window_longer(runs: RunLimiter, time: Time) -> None:
+    await admitted(runs, "a", 5)
+    time.passes(30)
+    assert await admitted(runs, "a", 200) == 0
+    assert await left(runs) == '"run";r=0;t=30'
+    time.passes(30)
+    assert await admitted(runs, "a", 9) == 5
 
 
-def test_a_run_that_is_taken_back_leaves_its_place_in_its_own_window(limiter: FixedWindow, clock: Clock) -> None:
-    take_back = limiter.admit("a")
-    assert admitted(limiter, "a", 9) == 4
-    take_back()
-    assert admitted(limiter, "a", 9) == 1
-    take_back = limiter.admit("b")
-    clock.now += 60
-    assert admitted(limiter, "b", 9) == 5
-    take_back()
-    assert admitted(limiter, "b", 9) == 0
+async def test_a_run_that_is_taken_back_leaves_its_place_in_its_own_window(runs: RunLimiter, time: Time) -> None:
+    take_back = await admit(runs)
+    assert await admitted(runs, "a", 9) == 4
+    await take_back()
+    assert await admitted(runs, "a", 9) == 1
+    take_back = await admit(runs, "b")
+    time.passes(60)
+    assert await admitted(runs, "b", 9) == 5
+    await take_back()
+    assert await admitted(runs, "b", 9) == 0
 
 
-def test_check_refuses_what_admit_would(limiter: FixedWindow, clock: Clock) -> None:
+async def test_a_request_says_what_is_left_after_what_it_took_back(runs: RunLimiter) -> None:
+    quota = runs.quota("a")
+    take_back = await quota.admit()
+    assert quota.headers()["RateLimit"] == '"run";r=4;t=60'
+    await take_back()
+    assert quota.headers()["RateLimit"] == '"run";r=5;t=60'
+
+
+async def test_check_refuses_what_admit_would(runs: RunLimiter, time: Time) -> None:
     for _ in range(5):
-        limiter.check("a")
-        limiter.admit("a")
-    clock.now += 12.5
-    checked, refused = refusal(limiter.check), refusal(limiter.admit)
-    assert checked.detail == refused.detail == "The limit is 5 runs in 60 seconds; try again in 48 seconds."
-    assert checked.headers == refused.headers == {"Retry-After": "48"}
+        await check(runs)
+        await admit(runs)
+    time.passes(12.5)
+    checked, told = await refused(check(runs)), await refused(admit(runs))
+    assert checked.detail == told.detail == "The limit is 5 runs in 60 seconds; try again in 48 seconds."
+    assert checked.headers == told.headers == {"Retry-After": "48"}
 
 
-def test_tenants_are_independent(limiter: FixedWindow, clock: Clock) -> None:
-    assert admitted(limiter, "a", 9) == 5
-    clock.now += 30
-    assert limiter.headers("b")["RateLimit"] == '"run";r=5;t=60'
-    assert admitted(limiter, "b", 9) == 5
-    clock.now += 30
-    assert limiter.headers("a")["RateLimit"] == '"run";r=5;t=60'
-    assert limiter.headers("b")["RateLimit"] == '"run";r=0;t=30'
-    limiter.admit("a")
-    refusal(limiter.admit, "b")
+async def test_tenants_are_independent(runs: RunLimiter, time: Time) -> None:
+    assert await admitted(runs, "a", 9) == 5
+    time.passes(30)
+    assert await left(runs, "b") == '"run";r=5;t=60'
+    assert await admitted(runs, "b", 9) == 5
+    time.passes(30)
+    assert await left(runs, "a") == '"run";r=5;t=60'
+    assert await left(runs, "b") == '"run";r=0;t=30'
+    await admit(runs, "a")
+    await refused(admit(runs, "b"))
 
 
-def test_headers_say_the_policy_and_what_is_left(clock: Clock) -> None:
-    limiter = FixedWindow(3, 10, clock)
-    said = [limiter.headers("a")]
+async def test_headers_say_the_policy_and_what_is_left(time: Time) -> None:
+    runs = time.limiter(3, 10)
+    every = [await said(runs)]
     for _ in range(3):
-        limiter.admit("a")
-        said.append(limiter.headers("a"))
-        clock.now += 2.5
-    clock.now += 2.5
-    said.append(limiter.headers("a"))
-    assert {headers["RateLimit-Policy"] for headers in said} == {'"run";q=3;w=10'}
-    assert [headers["RateLimit"] for headers in said] == [
+        quota = runs.quota("a")
+        await quota.admit()
+        every.append(quota.headers())
+        time.passes(2.5)
+    time.passes(2.5)
+    every.append(await said(runs))
+    assert {headers["RateLimit-Policy"] for headers in every} == {'"run";q=3;w=10'}
+    assert [headers["RateLimit"] for headers in every] == [
         '"run";r=3;t=10',
         '"run";r=2;t=10',
         '"run";r=1;t=8',
         '"run";r=0;t=5',
         '"run";r=3;t=10',
     ]
-    assert all(headers.keys() == {"RateLimit-Policy", "RateLimit"} for headers in said)
+    assert all(headers.keys() == {"RateLimit-Policy", "RateLimit"} for headers in every)
+
+
+# In one process, on a clock of ours
+
+
+def refusal(check: Callable[[str], None], tenant: str = "a") -> TooManyRuns:
+    with pytest.raises(TooManyRuns) as refused:
+        check(tenant)
+    return refused.value
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,17 @@ from service.execution.models import Conversation, ModelRegistry
 from service.execution.prompt import Tool
 from service.logs import AccessLog, Formatter, whereabouts, without_keys
 from service.problems import ACCESS_LOG
-from service.storage.sqlite import SqliteDatabase
 from tests.conftest import KEY_A, Client, Serve
-from tests.support.database import migrated
 from tests.support.http import AGENT, TOOL, Wire, make_agent, make_tool, refused, run
 from tests.support.process import Service
 from tests.support.secrets import PLANTED, LeakFinder, leaks
+from tests.support.storage import engine_in
 
 
 @pytest.fixture(autouse=True)
-def _aiosqlite_is_heard_out(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "aiosqlite")
+def _all_are_heard_out(caplog: pytest.LogCaptureFixture) -> None:
+    for library in ("aiosqlite", "connexion"):
+        caplog.set_level(logging.DEBUG, library)
 
 
 @pytest.mark.parametrize("secret", [PLANTED, "key_tenant_a", "key_tenant_b", pytest.param(new_key(), id="a key")])
@@ -58,7 +58,7 @@ def _raise(*_: Any, **__: Any) -> Any:
 async def test_a_crash_is_logged_with_its_place_and_without_what_it_says(
     client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SqliteDatabase, "read", _raise)
+    monkeypatch.setattr(type(engine_in(client.app)), "read", _raise)
     problem = await refused(client, 500, "GET", "/tools/1")
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     said = record.getMessage()
@@ -70,7 +70,7 @@ async def test_a_crash_is_logged_with_its_place_and_without_what_it_says(
 
 
 async def test_what_an_adapter_or_a_tool_raises_stays_out_of_the_log(
-    serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    serve: Serve, config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Talking:
         async def answer(self, conversation: Conversation) -> str:
@@ -84,7 +84,8 @@ async def test_what_an_adapter_or_a_tool_raises_stays_out_of_the_log(
     done = await run(client, (await make_agent(client))["id"])
     assert (done["status"], done["error"]["code"]) == ("failed", "model_error")
     assert PLANTED in done["prompt"]
-    other = await serve(Config(database=migrated(tmp_path / "other.db")), tool_executor=TalkingTools())
+    await client.close()
+    other = await serve(config, tool_executor=TalkingTools())
     tool = await make_tool(other, "search-more")
     done = await run(
         other, (await make_agent(other, "second", tool_ids=[tool["id"]]))["id"], f"Use search-more on {PLANTED}"
@@ -142,8 +143,8 @@ async def test_every_way_to_be_refused_leaves_nothing_in_the_log(client: Client,
     assert leaks(caplog.text) == []
 
 
-async def test_a_server_at_its_most_talkative_says_nothing_of_them(tmp_path: Path) -> None:
-    with Service(tmp_path / "talkative.db", "--log-level", "debug") as service:
+async def test_a_server_at_its_most_talkative_says_nothing_of_them(database: Path | str) -> None:
+    with Service(database, "--log-level", "debug") as service:
         async with aiohttp.ClientSession(service.origin, headers=KEY_A) as session:
             async with session.post("/agents", json=AGENT) as made:
                 assert made.status == 201

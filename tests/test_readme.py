@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ from typing import Any
 import pytest
 
 from service.__main__ import cli
+from service.storage.engines import engine_of
+from tests.benchmarks.growing import growing
+from tests.support import postgresql
+from tests.support.database import migrated
 from tests.support.process import Service
+from tests.support.store import Store
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,9 +36,19 @@ def blocks(title: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with Service(tmp_path / "tour.db") as running:
+def service(database: Path | str) -> Iterator[Service]:
+    with Service(database) as running:
         yield running
+
+
+@pytest.fixture
+def three_workers(shared_database: str) -> Iterator[Service]:
+    """Three processes that share a database, and a limiter that nobody else has counted in."""
+    limiter = Store()
+    limiter.start()
+    with Service(shared_database, "--workers", "3", "--limiter", limiter.url) as running:
+        yield running
+    limiter.kill()
 
 
 def shell(command: str, **environment: str) -> str:
@@ -51,6 +67,14 @@ def as_shown(answer: str) -> str:
 
 
 def test_the_tour_can_be_pasted_and_answers_what_it_shows(service: Service) -> None:
+    _take_the_tour(service)
+
+
+def test_the_tour_is_the_same_with_three_workers(three_workers: Service) -> None:
+    _take_the_tour(three_workers)
+
+
+def _take_the_tour(service: Service) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed; the tour is made of it.")
     answers: list[str] = []
@@ -83,14 +107,35 @@ def test_the_commands_for_keys_can_be_pasted(service: Service) -> None:
     (language, text), *rest = blocks("Keys and tenants")
     assert language == "sh"
     assert rest == []
-    scripts = str(Path(sys.executable).parent)
-    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"
-    if shutil.which("agent-platform", path=path) is None:
-        text = text.replace("agent-platform", f"{sys.executable} -m service")
-    printed = shell(text, AGENT_PLATFORM_DATABASE=str(service.database), PATH=path, PYTHONPATH=str(ROOT))
+    printed = ours(text, AGENT_PLATFORM_DATABASE=str(service.database))
     assert re.search(r"^mk_[0-9A-Za-z]{39}$", printed, re.MULTILINE)
     assert "Revoked the key 1" in printed
     assert re.search(r"^acme +0 ", printed, re.MULTILINE)
+
+
+def ours(text: str, **environment: str) -> str:
+    """Runs commands of ours as a shell that has them would."""
+    text = re.sub(r"^agent-platform ", f"{sys.executable} -m service ", text, flags=re.MULTILINE)
+    return shell(text, PYTHONPATH=str(ROOT), **environment)
+
+
+def test_the_move_to_several_processes_can_be_pasted(tmp_path: Path, shared_database: str) -> None:
+    ((_, text),) = blocks("More than one machine")
+    install, move, serve = text.strip().splitlines()
+    extras = re.findall(r"\w+", install.partition("[")[2])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(extras) <= set(project["optional-dependencies"])
+    file = migrated(tmp_path / "agent-platform.db")
+    move = move.replace("agent-platform.db", str(file)).replace("postgresql://localhost/agent_platform", shared_database)
+    assert f"Moved 0 tenants with 0 rows to {engine_of(shared_database)}" in ours(move)
+    limiter = Store()
+    limiter.start()
+    options = serve.replace("postgresql://localhost/agent_platform", shared_database).replace(
+        "redis://localhost", limiter.url
+    )
+    with Service(shared_database, *options.split()[2:]) as service:
+        assert shell(f"curl -s {service.origin}/ready") == '{"status":"ready"}'
+    limiter.kill()
 
 
 def test_the_two_commands_are_there_to_the_letter() -> None:
@@ -127,13 +172,28 @@ def commands(group: Any) -> Iterator[Any]:
             yield command
 
 
-def test_the_table_of_figures_is_the_last_benchmarks() -> None:
-    shown = section("How fast, and what it costs").partition("a test holds them equal -->\n")[2].partition("<!-- end -->")[0]
-    assert shown.strip() == (ROOT / "tests/benchmarks/latest/table.md").read_text(encoding="utf-8").strip()
+LATEST = "tests/benchmarks/latest"
+BENCHMARKS = {
+    "How fast, and what it costs": ["table"],
+    "How fast on PostgreSQL, and what it carries": ["postgresql", "growing"],
+}
 
 
-def test_the_benchmark_can_be_called_as_the_readme_says() -> None:
-    ((_, command),) = blocks("How fast, and what it costs")
+@pytest.mark.parametrize("title", BENCHMARKS)
+def test_the_tables_of_figures_are_the_last_benchmarks(title: str) -> None:
+    shown = [part.partition("<!-- end -->")[0].strip() for part in section(title).split("a test holds them equal -->\n")[1:]]
+    files = [ROOT / LATEST / f"{name}.md" for name in BENCHMARKS[title]]
+    assert shown == [file.read_text(encoding="utf-8").strip() for file in files]
+
+
+def test_what_growing_is_reckoned_from_is_what_was_measured() -> None:
+    facts = json.loads((ROOT / LATEST / "postgresql.json").read_text(encoding="utf-8"))
+    assert growing(facts) == (ROOT / LATEST / "growing.md").read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.parametrize("title", [title for title in BENCHMARKS if title.startswith("How fast")])
+def test_the_benchmarks_can_be_called_as_the_readme_says(title: str) -> None:
+    ((_, command),) = blocks(title)
     install, _, start = command.strip().partition(" && ")
     assert install == "pip install '.[test,bench]'"
     # the whole takes minutes; that it can be called with what it needs at hand is what a test can tell
@@ -141,6 +201,16 @@ def test_the_benchmark_can_be_called_as_the_readme_says() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "--quick" in done.stdout
+
+
+@pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
+def test_a_move_can_be_measured_as_the_readme_says(tmp_path: Path) -> None:
+    assert "`python -m tests.benchmarks.moving` (`--quick`" in section("More than one machine")
+    command = [sys.executable, "-m", "tests.benchmarks.moving", "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"10,000 runs of 10 tenants, [\d,]+ rows in all: .*all three have the checksum", done.stdout)
+    assert (tmp_path / "moving.md").read_text() == done.stdout.removesuffix("\n")
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:

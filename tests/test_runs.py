@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import quote
 
+import asyncpg
 import pytest
 
 from service.auth import key_hash, key_prefix, new_key
@@ -17,7 +18,6 @@ from service.config import Config
 from service.execution.models import Conversation, ModelRegistry, ToolCall
 from service.execution.prompt import Tool
 from service.state import STATE
-from service.storage import sqlite
 from service.times import utc_now
 from tests.conftest import KEY_A, KEY_B, Client, Serve
 from tests.support.http import (
@@ -34,6 +34,7 @@ from tests.support.http import (
     refused,
     run,
 )
+from tests.support.storage import watch
 
 TASK = {"task": "Say hello", "model": "gpt-4o"}
 LIMIT_HEADERS = ("RateLimit-Policy", "RateLimit")
@@ -57,6 +58,12 @@ def models(script: Callable[[Conversation], Awaitable[str | ToolCall]]) -> Model
 def roomy(config: Config) -> Config:
     """A limit that no test here reaches."""
     return replace(config, rate_limit=1000)
+
+
+@pytest.fixture
+def limited(config: Config, limiter_option: str) -> Config:
+    """The limit as it is by default, counted in either place."""
+    return replace(config, limiter=limiter_option)
 
 
 async def ask(client: Client, agent_id: int, key: dict[str, str] = KEY_A, body: Any = None) -> Answer:
@@ -172,7 +179,8 @@ async def test_an_unsupported_model_is_refused_with_the_names_of_the_supported_o
     assert (await client.json("GET", "/runs"))["total"] == 0
 
 
-async def test_exactly_five_of_thirty_at_once_are_admitted(client: Client) -> None:
+async def test_exactly_five_of_thirty_at_once_are_admitted(serve: Serve, limited: Config) -> None:
+    client = await serve(limited)
     agents = {"a": await make_agent(client), "b": await make_agent(client, key=KEY_B)}
     answers = await asyncio.gather(*(ask(client, agents["a"]["id"]) for _ in range(30)))
     assert Counter(each.status for each in answers) == {200: 5, 429: 25}
@@ -190,7 +198,8 @@ async def test_exactly_five_of_thirty_at_once_are_admitted(client: Client) -> No
     assert (await ask(client, agents["b"]["id"], KEY_B)).headers["RateLimit"].startswith('"run";r=4;')
 
 
-async def test_each_run_counts_down_and_what_is_refused_costs_nothing(client: Client) -> None:
+async def test_each_run_counts_down_and_what_is_refused_costs_nothing(serve: Serve, limited: Config) -> None:
+    client = await serve(limited)
     agent = await make_agent(client)
     path = f"/agents/{agent['id']}/run"
     as_json, as_text = [{**KEY_A, "Content-Type": media_type} for media_type in ("application/json", "text/plain")]
@@ -226,8 +235,8 @@ async def test_each_run_counts_down_and_what_is_refused_costs_nothing(client: Cl
     assert (await client.json("GET", "/runs"))["total"] == 5
 
 
-async def test_a_client_that_waits_as_long_as_it_is_told_is_admitted(serve: Serve, config: Config) -> None:
-    client = await serve(replace(config, rate_limit=2, rate_window=1))
+async def test_a_client_that_waits_as_long_as_it_is_told_is_admitted(serve: Serve, limited: Config) -> None:
+    client = await serve(replace(limited, rate_limit=2, rate_window=1))
     agent = await make_agent(client)
     assert [(await ask(client, agent["id"])).status for _ in range(2)] == [200, 200]
     over = await ask(client, agent["id"])
@@ -256,7 +265,10 @@ async def test_the_window_opens_with_the_first_run_and_ends_when_it_says(
     assert (await ask(client, agent["id"])).headers["RateLimit"] == '"run";r=4;t=60'
 
 
-async def test_over_the_limit_the_database_is_not_touched(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_over_the_limit_the_database_is_not_touched(
+    serve: Serve, limited: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await serve(limited)
     key = new_key()
     unscoped = client.app[STATE].authenticator._unscoped
     stored = {"tenant": "tenant_b", "prefix": key_prefix(key), "hash": key_hash(key), "label": None, "now": utc_now()}
@@ -266,13 +278,7 @@ async def test_over_the_limit_the_database_is_not_touched(client: Client, monkey
         for _ in range(5):
             await run(client, agent["id"], key=headers)
     asked: list[str] = []
-    execute = sqlite._execute
-
-    def spy(connection: Any, statement: Any) -> Any:
-        asked.append(statement[0].name)
-        return execute(connection, statement)
-
-    monkeypatch.setattr(sqlite, "_execute", spy)
+    watch(monkeypatch.setattr, asked.append)
     for headers, agent in agents:
         for agent_id in (agent["id"], agent["id"] + 5):
             assert (await ask(client, agent_id, headers)).status == 429
@@ -284,8 +290,8 @@ async def test_over_the_limit_the_database_is_not_touched(client: Client, monkey
     assert "list_tools" in asked
 
 
-async def test_over_the_limit_the_body_is_not_read(serve: Serve, config: Config) -> None:
-    client = await serve(replace(config, rate_limit=1))
+async def test_over_the_limit_the_body_is_not_read(serve: Serve, limited: Config) -> None:
+    client = await serve(replace(limited, rate_limit=1))
     agent = await make_agent(client)
     await run(client, agent["id"])
     head = f"POST /agents/{agent['id']}/run HTTP/1.1\r\nHost: x\r\nX-API-Key: key_tenant_a\r\n"
@@ -500,3 +506,25 @@ async def test_runs_cannot_be_made_changed_or_deleted_by_hand(client: Client) ->
     ):
         await refused(client, 405, method, path, json=done)
     assert (await client.json("GET", "/runs"))["items"] == [done]
+
+
+async def test_a_run_whose_commit_was_not_answered_stays_counted(
+    serve: Serve, shared_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be stored: who is told 503 and tries again has had two runs of the limit."""
+    client = await serve(Config(database=shared_database))
+    await make_agent(client)
+    execute = asyncpg.Connection.execute
+
+    async def lost(self: asyncpg.Connection, query: str, *arguments: Any, **more: Any) -> Any:
+        found = await execute(self, query, *arguments, **more)
+        if query.startswith("commit"):
+            raise ConnectionResetError
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncpg.Connection, "execute", lost)
+        assert (await run(client)).status == 503
+    again = await run(client)
+    assert (again.status, again.headers["RateLimit"].split(";")[1]) == (200, "r=3")
+    assert (await client.json("GET", "/runs"))["total"] == 2

@@ -6,17 +6,17 @@ from typing import Any
 
 import orjson
 
-from service.errors import GuardrailStopped, not_found
+from service.errors import GuardrailStopped, OutcomeUnknown, not_found
 from service.execution.guardrail import stopped_by
 from service.execution.loop import Outcome, run
 from service.execution.models import ModelRegistry
 from service.execution.prompt import Agent, Tool
 from service.execution.tools import ToolExecutor
 from service.handlers import Answer
-from service.limiter import FixedWindow
+from service.limiter import Quota
 from service.paging import LARGEST_ID, Listing, page
 from service.storage.scope import Scope
-from service.storage.units import Row, Unit, ask
+from service.storage.units import Row, Unit, ask, ask_last
 from service.times import utc_now
 
 
@@ -24,7 +24,7 @@ async def run_agent(
     tenant: Scope,
     agent_id: int,
     body: dict[str, Any],
-    limiter: FixedWindow,
+    quota: Quota,
     models: ModelRegistry,
     tool_executor: ToolExecutor,
 ) -> Answer:
@@ -36,16 +36,19 @@ async def run_agent(
             errors=[{"pointer": "#/task", "detail": f"Stopped by the rule {rule.name}: {rule.summary}"}],
             rule=rule.name,
         )
-    take_back = limiter.admit(tenant.tenant_id)
+    take_back = await quota.admit()
     created_at, began = utc_now(), time.monotonic()
     # no transaction is open while the model thinks
     outcome = await run(agent, task, model, models.adapter(model), tool_executor)
     duration_ms = round((time.monotonic() - began) * 1000)
     try:
         return await tenant.write(_store(_run(agent, task, model, outcome, created_at, duration_ms)))
+    except OutcomeUnknown:
+        # it may be stored, and stays counted
+        raise
     except Exception:
         # nothing is stored, and the client may try again
-        take_back()
+        await take_back()
         raise
 
 
@@ -132,7 +135,7 @@ def _run(agent: Agent, task: str, model: str, outcome: Outcome, created_at: str,
 
 
 def _store(done: Row) -> Unit[Answer]:
-    done |= yield ask("create_run", **_columns(done))
+    done |= yield ask_last("create_run", **_columns(done))
     return done, 200, {"Content-Location": f"/runs/{done['id']}"}
 
 

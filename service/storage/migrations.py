@@ -1,8 +1,8 @@
-"""Brings a database file to the version that this code knows, with yoyo."""
+"""Brings a database file to the version that this code knows, with yoyo; and what that takes whatever the engine."""
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,7 +59,7 @@ def migrate(database: Path, folder: Path) -> list[str]:
     with _backend(database) as backend:
         # a migrator that was killed leaves its row behind; no other one can be alive, for we hold the file
         backend.break_lock()
-        migrations = _read(folder)
+        migrations = read_migrations(folder)
         with backend.lock():
             missing = backend.to_apply(migrations)
             applied = [migration.id for migration in missing]
@@ -89,18 +89,23 @@ def check(database: Path, folder: Path, *, complete: bool = True) -> list[str]:
                 applied = {name for (name,) in connection.execute("select migration_id from _yoyo_migration")}
     except sqlite3.DatabaseError as error:
         raise MigrationError(f"{database} can't be read as a database: {error}.") from None
-    # a migrator killed at its first step leaves yoyo's lock table alone in the file
+    return judge(str(database), tables, applied, known, complete=complete)
+
+
+def judge(name: str, tables: Set[str], applied: Set[str], known: Set[str], *, complete: bool) -> list[str]:
+    """What the database called `name`, which has these tables and migrations, lacks; as `check` says it."""
+    # a migrator killed at its first step leaves yoyo's lock table alone in it
     if "_yoyo_migration" not in tables and any("yoyo" not in table for table in tables):
-        raise MigrationError(f"{database} is a database of another program; choose another --database.")
+        raise MigrationError(f"{name} is a database of another program; choose another --database.")
     if newer := sorted(applied - known):
         raise MigrationError(
-            f"The database {database} was migrated by a newer version (it has {newer[-1]}). "
+            f"The database {name} was migrated by a newer version (it has {newer[-1]}). "
             "Install that version, or restore a backup made before it."
         )
     missing = sorted(known - applied)
     if complete and missing:
         raise MigrationError(
-            f"The database {database} is not migrated yet (it lacks {missing[0]}); run `agent-platform migrate`."
+            f"The database {name} is not migrated yet (it lacks {missing[0]}); run `agent-platform migrate`."
         )
     return missing
 
@@ -113,16 +118,30 @@ def known_migrations(folder: Path) -> frozenset[str]:
 def roll_back(database: Path, folder: Path) -> list[str]:
     """Undoes every migration, newest first, and answers with their ids. All data goes; for tests of the migrations."""
     with _backend(database) as backend:
-        undone = backend.to_rollback(_read(folder))
+        undone = backend.to_rollback(read_migrations(folder))
         names = [migration.id for migration in undone]
         backend.rollback_migrations(undone)
     return names
 
 
-def _read(folder: Path) -> Any:
-    from yoyo import read_migrations  # costs a tenth of a second: only where it is needed
+def read_migrations(folder: Path) -> Any:
+    """yoyo's list of the migrations in a folder."""
+    from yoyo import read_migrations as read  # costs a tenth of a second: only where it is needed
 
-    return read_migrations(str(folder))
+    return read(str(folder))
+
+
+def log_data(migration: Any, operation: str) -> dict[str, Any]:
+    """What yoyo notes of a migration. It would ask for the user's name, which fails where there is none, and the host's."""
+    return {
+        "id": str(uuid4()),
+        "migration_id": migration.id if migration else None,
+        "migration_hash": migration.hash if migration else None,
+        "username": str(os.getuid()),
+        "hostname": os.uname().nodename,
+        "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+        "operation": operation,
+    }
 
 
 @contextmanager
@@ -140,16 +159,7 @@ def _backend(database: Path) -> Iterator[Any]:
             return connection
 
         def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
-            # yoyo asks for the user's name, which fails where there is none, and looks up the host in the network
-            return {
-                "id": str(uuid4()),
-                "migration_id": migration.id if migration else None,
-                "migration_hash": migration.hash if migration else None,
-                "username": str(os.getuid()),
-                "hostname": os.uname().nodename,
-                "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
-                "operation": operation,
-            }
+            return log_data(migration, operation)
 
     writing = writer_lock(database)
     writing.acquire(patience=5.0)

@@ -50,15 +50,15 @@ class QueryError(Exception):
     """A .sql file that must not be served; the sentence names the file and the query."""
 
 
-def load_queries(folder: Path) -> Mapping[str, Query]:
-    """Every query of every .sql file directly in `folder`, by name.
+def load_queries(folder: Path, engine: str) -> Mapping[str, Query]:
+    """Every query of every .sql file in `folder`, and in its folder named like the engine, by name.
 
     Raises QueryError for a name that stands twice, a shape we don't use, and a query outside unscoped.sql whose first
     declared parameter is not `tenant_id`. aiosql itself refuses a declared parameter that the text does not use, and one
     that it uses without declaring it.
     """
     found: dict[str, Query] = {}
-    for file in sorted(folder.glob("*.sql")):
+    for file in [*sorted(folder.glob("*.sql")), *sorted((folder / engine).glob("*.sql"))]:
         try:
             loaded = aiosql.from_path(file, "sqlite3")
         except (aiosql.SQLLoadException, aiosql.SQLParseException) as error:

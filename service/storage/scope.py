@@ -9,29 +9,38 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from service.storage.queries import Query, Shape
-from service.storage.units import Ask, Row, T, Unit, ask
+from service.storage.units import Ask, Row, T, Unit, ask_last
 
 # a query and its parameters, ready to run
 Statement = tuple[Query, dict[str, Any]]
 Bind = Callable[[Ask], Statement]
 
 
+class OutOfScope(Exception):
+    """A query that the view it was asked of may not run: a defect of ours."""
+
+
 class Database(Protocol):
-    """What an engine gives: its queries, and two ways to run a unit of work."""
+    """What an engine gives: its queries, and two ways to run a unit of work, for one tenant or for none."""
 
     queries: Mapping[str, Query]
 
-    def read(self, unit: Unit[T], bind: Bind) -> Awaitable[T]: ...
+    def read(self, unit: Unit[T], bind: Bind, tenant_id: str | None) -> Awaitable[T]: ...
 
-    def write(self, unit: Unit[T], bind: Bind) -> Awaitable[T]: ...
+    def write(self, unit: Unit[T], bind: Bind, tenant_id: str | None) -> Awaitable[T]: ...
 
     async def check(self) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class _View(ABC):
     """Runs named queries one by one or as units of work; what may be bound is the subclass's to say."""
 
     __slots__ = ("_database",)
+
+    # whose view it is
+    tenant_id: str | None
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -42,32 +51,32 @@ class _View(ABC):
 
     async def one(self, query: str, /, **parameters: Any) -> Row | None:
         """The row that `query` finds or writes, or None."""
-        row: Row | None = await self._run(Shape.ONE, ask(query, **parameters))
+        row: Row | None = await self._run(Shape.ONE, ask_last(query, **parameters))
         return row
 
     async def many(self, query: str, /, **parameters: Any) -> list[Row]:
         """All rows that `query` finds."""
-        rows: list[Row] = await self._run(Shape.MANY, ask(query, **parameters))
+        rows: list[Row] = await self._run(Shape.MANY, ask_last(query, **parameters))
         return rows
 
     async def value(self, query: str, /, **parameters: Any) -> Any:
         """The first column of the first row that `query` finds, or None."""
-        return await self._run(Shape.VALUE, ask(query, **parameters))
+        return await self._run(Shape.VALUE, ask_last(query, **parameters))
 
     async def read(self, unit: Unit[T]) -> T:
         """Runs a unit of queries that only read, all on one state of the storage."""
-        return await self._database.read(unit, self.bind)
+        return await self._database.read(unit, self.bind, self.tenant_id)
 
     async def write(self, unit: Unit[T]) -> T:
         """Runs a unit of work as one transaction; it is stored for good when this returns."""
-        return await self._database.write(unit, self.bind)
+        return await self._database.write(unit, self.bind, self.tenant_id)
 
     def _run(self, shape: Shape, asked: Ask) -> Awaitable[Any]:
         query = self._query(asked.name)
         if query.shape is not shape:
             raise TypeError(f"The query {asked.name} answers with {query.shape.name}, not {shape.name}.")
         run = self._database.write if query.writes else self._database.read
-        return run(_single(asked), self.bind)
+        return run(_single(asked), self.bind, self.tenant_id)
 
     def _query(self, name: str) -> Query:
         query = self._database.queries.get(name)
@@ -81,6 +90,8 @@ class Scope(_View):
 
     __slots__ = ("key_id", "tenant_id")
 
+    tenant_id: str
+
     def __init__(self, database: Database, tenant_id: str, key_id: int | None) -> None:
         super().__init__(database)
         self.tenant_id = tenant_id
@@ -89,13 +100,13 @@ class Scope(_View):
     def bind(self, asked: Ask) -> Statement:
         """The query and its parameters, the tenant's among them.
 
-        Raises TypeError where the caller passes a tenant_id, PermissionError for a query of sql/unscoped.sql.
+        Raises TypeError where the caller passes a tenant_id, OutOfScope for a query of sql/unscoped.sql.
         """
         if "tenant_id" in asked.parameters:
             raise TypeError("A scope adds tenant_id itself.")
         query = self._query(asked.name)
         if not query.scoped:
-            raise PermissionError(f"The query {asked.name} belongs to no tenant.")
+            raise OutOfScope(f"The query {asked.name} belongs to no tenant.")
         return query, _complete(query, {"tenant_id": self.tenant_id, **asked.parameters})
 
 
@@ -104,11 +115,13 @@ class Unscoped(_View):
 
     __slots__ = ()
 
+    tenant_id = None
+
     def bind(self, asked: Ask) -> Statement:
-        """The query and its parameters. Raises PermissionError for a tenant's query."""
+        """The query and its parameters. Raises OutOfScope for a tenant's query."""
         query = self._query(asked.name)
         if query.scoped:
-            raise PermissionError(f"The query {asked.name} belongs to a tenant.")
+            raise OutOfScope(f"The query {asked.name} belongs to a tenant.")
         return query, _complete(query, asked.parameters)
 
     async def check(self) -> None:

@@ -193,7 +193,7 @@ class SqliteDatabase:
             await lane.close()
         self._lock.close()
 
-    def read(self, unit: Unit[T], bind: Bind) -> asyncio.Future[T]:
+    def read(self, unit: Unit[T], bind: Bind, tenant_id: str | None) -> asyncio.Future[T]:
         """Runs a unit that only reads, on one state of the database.
 
         The first reader takes all it can, for what shares a hop costs least; behind a slow read the next one steps in.
@@ -201,7 +201,7 @@ class SqliteDatabase:
         lane = next((lane for lane in self._readers if not lane.is_held_up), self._readers[-1])
         return lane.run(unit, bind)
 
-    def write(self, unit: Unit[T], bind: Bind) -> asyncio.Future[T]:
+    def write(self, unit: Unit[T], bind: Bind, tenant_id: str | None) -> asyncio.Future[T]:
         """Runs a unit as one transaction and answers when it is on disk: commits are shared with what came meanwhile."""
         return self._writer.run(unit, bind)
 

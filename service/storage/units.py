@@ -15,10 +15,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One query of a unit, by name."""
+    """One query of a unit, by name; `is_last` where the unit promises to ask for nothing more."""
 
     name: str
     parameters: dict[str, Any]
+    is_last: bool = False
 
 
 Unit = Generator[Ask, Any, T]
@@ -28,9 +29,15 @@ def ask(query: str, /, **parameters: Any) -> Ask:
     """What a unit yields to run the named `query`.
 
     The yield gives a row or None, a value, a list of rows, or the number of rows written, as the sign in the .sql file
-    says. It raises UniqueViolation and ForeignKeyViolation inside the unit, which may catch them.
+    says. It raises UniqueViolation and ForeignKeyViolation inside the unit, which may say what they mean, and ends with
+    that: to PostgreSQL a unit in which a statement has failed is lost.
     """
     return Ask(query, parameters)
+
+
+def ask_last(query: str, /, **parameters: Any) -> Ask:
+    """What a unit yields that asks for nothing more: an engine may run the last queries of several units together."""
+    return Ask(query, parameters, is_last=True)
 
 
 class UniqueViolation(Exception):

@@ -1,6 +1,7 @@
 """Fifty requests at once that must have one effect, in the ways in which clients repeat themselves.
 
-Each burst has tenants of its own, so that all they own is what the burst did.
+Each burst has tenants of its own, so that all they own is what the burst did. In those of BETWEEN_SERVERS both are one
+tenant, the second one through another server of the same database.
 """
 
 import asyncio
@@ -81,6 +82,10 @@ class Tenant:
             assert made.status == 201, made
             self._agent = json.loads(made.body)["id"]
         return self._agent
+
+    async def share(self, other: "Tenant") -> None:
+        """Lets `other`, the same tenant elsewhere, run the same agent."""
+        other._agent = await self.agent()
 
     async def made(self, kind: str) -> list[dict[str, Any]]:
         """What there is of this kind, but for the agent whose runs are made."""
@@ -224,6 +229,10 @@ async def _hung_up(tenants: list[Tenant], choice: random.Random) -> None:
 
 async def _lost_updates(tenants: list[Tenant], choice: random.Random) -> None:
     """Fifty clients change, replace or delete what they have all read: one of them does, the others are told."""
+    await _one_of_all_changes(tenants[:1], choice)
+
+
+async def _one_of_all_changes(tenants: list[Tenant], choice: random.Random) -> None:
     tenant, kind = tenants[0], choice.choice(("tools", "agents"))
     made = await tenant.ask(kind, "one")
     path, tag = made.headers["Location"], made.headers["ETag"]
@@ -234,12 +243,12 @@ async def _lost_updates(tenants: list[Tenant], choice: random.Random) -> None:
         body = None
         if method != "DELETE":
             body = {"name": f"number {at}", "description": "Works"} | (_TEXTS if kind == "agents" else {})
-        return await tenant.send(method, path, body, If_Match=choice.choice((tag, f'"0", {tag}')))
+        return await tenants[at % len(tenants)].send(method, path, body, If_Match=choice.choice((tag, f'"0", {tag}')))
 
     answers = await together(*(change(at, method) for at, method in enumerate(methods)))
     first = _first(answers)
     rest = Counter((answer.status, answer.problem) for answer in answers if answer is not first)
-    now = await tenant.send("GET", path)
+    now = await tenants[-1].send("GET", path)
     if first.status == 204:
         assert now.status == 404, now
         assert rest.keys() <= {(404, "not-found")}, rest
@@ -251,4 +260,38 @@ async def _lost_updates(tenants: list[Tenant], choice: random.Random) -> None:
     tenant.counts["changed"] += rest[412, "precondition-failed"]
 
 
+async def _identical_elsewhere(tenants: list[Tenant], choice: random.Random) -> None:
+    """One request fifty times under one key, to two servers in turn: one of them does it, both have its answer."""
+    kind = choice.choice(_KINDS)
+    await tenants[0].share(tenants[1])
+    answers = await together(*(tenants[at % 2].ask(kind, "one", "key") for at in range(_AT_ONCE)))
+    first = _first(answers)
+    _take(tenants[0].counts, answers, first)
+    await tenants[1].check_one_effect(kind, first)
+    for tenant in tenants:
+        await tenant.check_replay(kind, "one", "key", first)
+
+
+async def _different_elsewhere(tenants: list[Tenant], choice: random.Random) -> None:
+    """Fifty different requests under one key, to two servers in turn: one is done, and the others never are."""
+    kind = choice.choice(_KINDS)
+    await tenants[0].share(tenants[1])
+    answers = await together(*(tenants[at % 2].ask(kind, f"number {at}", "key") for at in range(_AT_ONCE)))
+    first = _first(answers)
+    _take(tenants[0].counts, answers, first)
+    await tenants[1].check_one_effect(kind, first)
+    done = answers.index(first)
+    for at, tenant in enumerate(tenants):
+        await tenant.check_replay(kind, f"number {done}", "key", first)
+        again = await tenant.ask(kind, f"number {(done + 1 + at) % _AT_ONCE}", "key")
+        assert (again.status, again.problem) == (422, "idempotency-key-reused"), again
+
+
+async def _lost_updates_elsewhere(tenants: list[Tenant], choice: random.Random) -> None:
+    """Fifty clients of two servers change what they have all read: one of them does, the others are told."""
+    await _one_of_all_changes(tenants, choice)
+
+
 BURSTS = (_identical, _hung_up, _lost_updates, _different, _identical, _two_tenants)
+# for two servers of one database
+BETWEEN_SERVERS = (_identical_elsewhere, _different_elsewhere, _lost_updates_elsewhere)

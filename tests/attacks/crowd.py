@@ -4,33 +4,14 @@ import json
 import random
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from aiohttp import ClientError, ClientSession
 
-from service.auth import key_hash, key_prefix, new_key
-from service.storage.lock import writer_lock
-from service.storage.sqlite import connect
-from service.times import utc_now
 from tests.attacks.stored import listed, send, states, together
 from tests.attacks.writers import Item, State, Write, Writer
 
 SIGNS = "abcdefghijklmnopqrtuvwxyz0123456789"
-
-
-def add_tenant(database: Path, name: str) -> str:
-    """Adds a tenant to a migrated file, beside a running server if there is one; its API key."""
-    key, now = new_key(), utc_now()
-    with closing(writer_lock(database)) as lock, closing(connect(database)) as connection:
-        lock.acquire(5.0)
-        connection.execute("insert into tenants (id, created_at) values (?, ?)", (name, now))
-        connection.execute(
-            "insert into api_keys (tenant_id, prefix, hash, created_at) values (?, ?, ?, ?)",
-            (name, key_prefix(key), key_hash(key), now),
-        )
-    return key
 
 
 class Crowd:

@@ -7,7 +7,6 @@ import asyncio
 import json
 import random
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
@@ -19,32 +18,34 @@ from service.config import Config
 from service.execution.models import ModelRegistry
 from service.server import Runner
 from service.state import STATE
-from service.storage.lock import writer_lock
-from tests.attacks.crowd import Crowd, add_tenant
-from tests.attacks.stored import check_file, send, together
+from tests.attacks import databases
+from tests.attacks.crowd import Crowd
+from tests.attacks.databases_base import Store
+from tests.attacks.stored import send, together
 from tests.attacks.writers import Write, Writer
-from tests.faults.test_cancellation import Arriving, Moment, Thinking, Working, cancelled_at, database_of, nothing
-from tests.support.database import migrated
+from tests.faults.test_cancellation import Arriving, Moment, Thinking, Working, cancelled_at
+from tests.support.storage import rest
 
 # suspensions and turns of the loop behind which most requests are done
 _SUSPENSIONS = 14
 _TURNS = 60
 
 
-def attack(seed: int, amount: int, folder: Path) -> dict[str, int]:
+def attack(seed: int, amount: int, folder: Path, engine: str = "sqlite") -> dict[str, int]:
     """Cuts off at least `amount` requests; raises AssertionError where one is done in part, or anything is left open.
 
     Counts: `cancellations`, of which `done` and `not_done`; `acknowledged`, requests beside them that were answered, and
     `found`, those whose effect is there; `replays` of what was cut off or answered.
     """
-    return asyncio.run(_attack(seed, amount, folder))
+    return asyncio.run(_attack(seed, amount, folder, engine))
 
 
-async def _attack(seed: int, amount: int, folder: Path) -> dict[str, int]:
+async def _attack(seed: int, amount: int, folder: Path, engine: str) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for cancels in (False, True):
         # the second half with a server that cancels the handler of a client that is gone
-        room = _Room(folder / f"hangups-{cancels}.db", random.Random(f"{seed} {cancels}"), cancels=cancels)
+        store = databases.new(engine, folder, f"hangups-{cancels}")
+        room = _Room(store, random.Random(f"{seed} {cancels}"), cancels=cancels)
         await room.runner.setup()
         try:
             await web.TCPSite(room.runner, "127.0.0.1", 0).start()
@@ -54,7 +55,7 @@ async def _attack(seed: int, amount: int, folder: Path) -> dict[str, int]:
             raise AssertionError(f"seed {seed}, cancels: {cancels}, {dict(room.crowd.counts)}: {error}") from None
         finally:
             await room.runner.cleanup()
-        check_file(room.database, room.crowd.agent_ids)
+        store.check(room.crowd.agent_ids)
         counts += room.crowd.counts
     return {
         "cancellations": counts["done"] + counts["not done"],
@@ -65,11 +66,11 @@ async def _attack(seed: int, amount: int, folder: Path) -> dict[str, int]:
 class _Room:
     """A served application and its clients."""
 
-    def __init__(self, database: Path, choice: random.Random, *, cancels: bool) -> None:
-        self.database = migrated(database)
+    def __init__(self, store: Store, choice: random.Random, *, cancels: bool) -> None:
+        self.store = store
         self.choice = choice
-        self.crowd = Crowd([add_tenant(database, f"tenant-{at}") for at in range(3)], writers=10, holders=0, choice=choice)
-        config = Config(database=database, rate_limit=1_000_000)
+        self.crowd = Crowd([store.add_tenant(f"tenant-{at}") for at in range(3)], writers=10, holders=0, choice=choice)
+        config = Config(database=store.database, rate_limit=1_000_000)
         self.app = make_app(config, models=ModelRegistry({"gpt-4o": Thinking()}), tool_executor=Working())
         self.runner = Runner(self.app, access_log=None, handler_cancellation=cancels)
 
@@ -165,13 +166,10 @@ class _Room:
                 assert answer.status == 200
             while under_way := asyncio.all_tasks() - idle:
                 await asyncio.wait(under_way)
-            state, database = self.app[STATE], database_of(self.app)
-            lanes = (database._writer, *database._readers)
-            for lane in lanes:
-                await lane.run(nothing(), state.authenticator._unscoped.bind)
+        # no connection is in a transaction, none has a lock
+        await rest(self.app, self.store.database)
+        assert self.store.at_work() == []
+        state = self.app[STATE]
         assert state.gate.inside == 0, f"{state.gate.inside} requests are inside still"
         assert not state.retries._here, f"retries are under way still: {state.retries._here}"
         assert not self.runner.server or not self.runner.server.connections, "a connection is open still"
-        assert not any(lane.connection.in_transaction for lane in lanes), "a transaction is open still"
-        with closing(writer_lock(self.database)) as lock:
-            lock.acquire()

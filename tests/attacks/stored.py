@@ -1,27 +1,16 @@
-"""What is stored: through the API, and in the file."""
+"""What is stored, through the API."""
 
 import asyncio
 import json
-import shutil
-import sqlite3
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Mapping
-from contextlib import closing
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Mapping
+from typing import TypeVar
 
 from aiohttp import ClientSession
 
 from tests.attacks.writers import Item, State, Write
 
 T = TypeVar("T")
-
-# counts that the service keeps, beside what they count
-_RUN_COUNTS = "select tenant_id, agent_id, status, model, runs from run_counts where runs > 0 order by 1, 2, 3, 4"
-_COUNTED = (
-    "select * from (select tenant_id, agent_id, status, model, count(*) from runs group by 1, 2, 3, 4 "
-    "union all select tenant_id, 0, status, model, count(*) from runs group by 1, 3, 4) order by 1, 2, 3, 4"
-)
 
 
 async def together(*requests: Awaitable[T]) -> list[T]:
@@ -74,37 +63,3 @@ async def states(session: ClientSession, origin: str, key: str, latest_run: int)
             assert name not in same, f"twice: {same[name]} and {item}"
             same[name] = item
     return {sign: State(*parts) for sign, parts in found.items()}, runs
-
-
-def check_file(file: Path, agent_ids: Iterable[int] | None = None) -> None:
-    """Raises AssertionError where the database is damaged, its totals are not its counts, or it has half an agent.
-
-    `agent_ids` are those of all agents that ever were, deleted ones included.
-    """
-    with closing(sqlite3.connect(file)) as connection:
-
-        def rows(query: str) -> list[Any]:
-            return connection.execute(query).fetchall()
-
-        assert rows("pragma integrity_check") == [("ok",)], f"{file}: {rows('pragma integrity_check')[:5]}"
-        assert rows("pragma foreign_key_check") == [], f"{file}: {rows('pragma foreign_key_check')[:5]}"
-        counted, kept = rows(_COUNTED), rows(_RUN_COUNTS)
-        assert kept == counted, f"{file}: run_counts are {kept}, the runs {counted}"
-        if agent_ids is not None:
-            stored, known = {number for (number,) in rows("select id from agent_ids")}, set(agent_ids)
-            assert stored == known, (
-                f"{file}: half of an agent: {sorted(stored - known)} too many, {sorted(known - stored)} missing"
-            )
-
-
-def copied(file: Path, folder: Path) -> Path:
-    """A copy of what a killed process left, so that the next one finds it as it was."""
-    target = folder / file.name
-    for suffix in ("", "-wal"):
-        source, copy = file.with_name(file.name + suffix), target.with_name(target.name + suffix)
-        if source.exists():
-            shutil.copyfile(source, copy)
-        else:
-            copy.unlink(missing_ok=True)
-    target.with_name(target.name + "-shm").unlink(missing_ok=True)
-    return target

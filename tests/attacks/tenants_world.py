@@ -1,4 +1,4 @@
-"""The service under test, and everything that is sent to it: one event loop, one application, one database file.
+"""The service under test, and everything that is sent to it: one event loop, one application, one database.
 
 The application is whole, aiohttp's protocol and a loopback connection included. Three things in it are not as in `serve`:
 the limiter looks at a clock that the machine turns, found keys are remembered for no time instead of a second, so that a
@@ -6,10 +6,8 @@ revoked one must be refused at once, and the limit of wrong keys is out of reach
 """
 
 import asyncio
-import sqlite3
 from collections import Counter, deque
 from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -30,14 +28,14 @@ from service.resources import resource
 from service.state import STATE
 from service.storage.queries import load_queries
 from service.storage.scope import Unscoped
-from service.storage.sqlite import SqliteDatabase
 from service.storage.units import Unit, ask
 from service.times import utc_now
+from tests.attacks import databases
+from tests.attacks.databases_base import Store
 from tests.attacks.model import RATE_LIMIT, RATE_WINDOW
 from tests.attacks.tenants_texts import API_KEY, MARKER
 from tests.conftest import Client, Server
 from tests.support.contract import Contract
-from tests.support.database import migrated
 from tests.support.http import Answer
 
 T = TypeVar("T")
@@ -64,7 +62,7 @@ class Clock:
 class World:
     """A running service with its clients. To be used in a `with`, where no event loop runs."""
 
-    def __init__(self, folder: Path, seed: int, counts: Counter[str]) -> None:
+    def __init__(self, folder: Path, seed: int, counts: Counter[str], engine: str) -> None:
         self.seed = seed
         self.counts = counts
         self.clock = Clock()
@@ -82,7 +80,7 @@ class World:
         self.failure = ""
         # the last requests: method, URL, body, answer
         self.sent: deque[tuple[str, str, bytes | None, Answer]] = deque(maxlen=30)
-        self._database = _with_large_ids(migrated(folder / "tenants.db"))
+        self._store = _with_large_ids(databases.new(engine, folder, "tenants"))
         self._loop = uvloop.new_event_loop()
 
     def __enter__(self) -> "World":
@@ -96,7 +94,7 @@ class World:
             self._loop.close()
 
     async def _start(self) -> None:
-        app = make_app(Config(database=self._database, demo=False, rate_limit=RATE_LIMIT, wrong_key_limit=10**9))
+        app = make_app(Config(database=self._store.database, demo=False, rate_limit=RATE_LIMIT, wrong_key_limit=10**9))
 
         async def arranged(app: Any) -> Any:
             state = app[STATE]
@@ -109,8 +107,9 @@ class World:
         await self._client.start_server()
         # for what is compared byte by byte with an answer that was held against the spec, or value by value with the model
         self._plain: TestClient[Any, Any] = TestClient(self._client.server)
-        # as the command line opens the file beside a running server, to make and revoke keys
-        self._beside = await SqliteDatabase.open(self._database, load_queries(resource("sql")))
+        # as the command line opens the database beside a running server, to make and revoke keys
+        engine = self._store.engine
+        self._beside = await engine.open(load_queries(resource("sql"), engine.name))
 
     async def _stop(self) -> None:
         await self._beside.close()
@@ -195,13 +194,11 @@ class World:
         return self._loop.run_until_complete(work)
 
 
-def _with_large_ids(database: Path) -> Path:
+def _with_large_ids(store: Store) -> Store:
     """Lets each kind count its ids from a place of its own: none is taken for another kind's, and all are equally long."""
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        for place, table in enumerate(("tools", "agent_ids", "runs"), 1):
-            connection.execute("delete from sqlite_sequence where name = ?", (table,))
-            connection.execute("insert into sqlite_sequence (name, seq) values (?, ?)", (table, place * 1_000_000))
-    return database
+    for place, table in enumerate(("tools", "agent_ids", "runs"), 1):
+        store.begin_ids_at(table, place * 1_000_000)
+    return store
 
 
 def traces(answer: Answer, own: str | None) -> list[str]:

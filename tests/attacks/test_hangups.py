@@ -12,15 +12,17 @@ from service.storage.scope import Scope
 from tests.attacks import hangups
 
 
-def test_what_is_cut_off_is_done_whole_or_not_at_all(tmp_path: Path) -> None:
-    counts = hangups.attack(1, 100, tmp_path)
-    assert counts["cancellations"] >= 100
+def test_what_is_cut_off_is_done_whole_or_not_at_all(engine: str, tmp_path: Path) -> None:
+    counts = hangups.attack(1, 60, tmp_path, engine)
+    assert counts["cancellations"] >= 60
     assert counts["done"] > 5
     assert counts["not_done"] > 5
     assert counts["acknowledged"] == counts["found"] > 50
 
 
-def test_an_agent_that_is_written_in_two_steps_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_that_is_written_in_two_steps_is_found_out(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def create_agent(tenant: Scope, body: dict[str, Any]) -> Any:
         made = await tenant.write(agents._create({**body, "tool_ids": []}))
         await asyncio.sleep(0)
@@ -30,9 +32,10 @@ def test_an_agent_that_is_written_in_two_steps_is_found_out(tmp_path: Path, monk
 
     monkeypatch.setattr(agents, "create_agent", create_agent)
     with pytest.raises(AssertionError, match=r"neither is it undone|not done, but replayed"):
-        hangups.attack(2, 300, tmp_path)
+        hangups.attack(2, 300, tmp_path, engine)
 
 
+@pytest.mark.embedded
 def test_a_gate_that_does_not_see_the_cancelled_go_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(self: Gate, kind: type[BaseException] | None, *_: object) -> None:
         self.inside -= kind is not asyncio.CancelledError

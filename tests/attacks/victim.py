@@ -7,11 +7,11 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 
 from aiohttp import ClientError, ClientSession
 
+from tests.attacks.databases_base import Store
 from tests.support.process import ROOT, clean_environment
 
 # what is awaited of a process, in seconds, before it counts as hanging
@@ -25,30 +25,30 @@ HELD = ("-m", "tests.attacks.held_server")
 class Victim:
     """A process of ours on a database. Made by `start`; to be left as a context manager, which ends it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, began: float, database: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, began: float, store: Store) -> None:
         self.process = process
         # unlike Process.kill, which may take the exit code from those who wait for it, and unlike a number, which may be
         # another process by now
         self._descriptor: int | None = os.pidfd_open(process.pid)
         self.began = began
-        self.database = database
+        self.store = store
         self.origin = ""
 
     @classmethod
-    async def start(cls, command: tuple[str, ...], database: Path) -> "Victim":
-        """Starts `command` on `database`; its errors go to the file beside it that ends in .log."""
+    async def start(cls, command: tuple[str, ...], store: Store) -> "Victim":
+        """Starts `command` on a database; its errors go to the log beside it."""
         began = time.monotonic()
-        with database.with_suffix(".log").open("ab") as log:
+        with store.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *command,
-                str(database),
+                str(store.database),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env=clean_environment(),
+                env=clean_environment(HOLD=str(store.hold)),
                 cwd=ROOT,
             )
-        return cls(process, began, database)
+        return cls(process, began, store)
 
     async def __aenter__(self) -> "Victim":
         return self
@@ -108,4 +108,4 @@ class Victim:
         return code
 
     def _log(self) -> str:
-        return self.database.with_suffix(".log").read_text(errors="replace")[-3000:]
+        return self.store.log.read_text(errors="replace")[-3000:]

@@ -18,19 +18,16 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.benchmarks.chart import growth_chart
+from tests.benchmarks.compare import ROUTES, RUN, against, check_bodies
 from tests.benchmarks.history import copy, seed
-from tests.benchmarks.load import TASK, Client, Load, Traffic, drive, get, latencies, post_run, rounds
+from tests.benchmarks.load import Client, Traffic, drive, get, latencies, post_run, rounds
 from tests.benchmarks.report import Figure, machine, table
 from tests.benchmarks.servers import CEILING, CLASSIC, OURS, USUAL, Server, running, start, stop, wait_for
 
-_AGENT = Traffic("get", "/agents/1")
-_RUNS = Traffic("get", "/agents/1/runs?limit=10")
-_RUN = Traffic("run")
-_MIX = Traffic("mix", "/agents/1")
-_ROUTES = (("GET /agents/{id}", _AGENT, 0.8), ("GET /agents/{id}/runs?limit=10", _RUNS, 0.8), ("POST …/run", _RUN, 1.0))
+_MIX = Traffic("mix", "/agents/{agent_id}")
+_AGAINST_CEILING = (0.8, 0.8, 1.0)
 _COMPARED = ((CEILING, "the ceiling"), (USUAL, "the usual choice"), (CLASSIC, "the classic"))
 _REQUIRED = {USUAL: 1.8, CLASSIC: 15.0}
 _SMALLEST = 1_000
@@ -69,12 +66,12 @@ class Bench:
         figures = []
         with ExitStack() as stack:
             servers = [self._serve(stack, name) for name in (OURS, CEILING, USUAL, CLASSIC)]
-            _check_bodies(servers)
-            for route, traffic, against_ceiling in _ROUTES:
+            check_bodies(servers)
+            for (route, traffic), against_ceiling in zip(ROUTES, _AGAINST_CEILING, strict=True):
                 loads = rounds(servers, traffic, 16, self.scale.seconds, self.scale.rounds)
                 for other, called in _COMPARED:
                     least = _REQUIRED.get(other, against_ceiling)
-                    figures.append(_against(f"`{route}` against {called}", loads, other, least))
+                    figures.append(against(f"`{route}` against {called}", loads, other, least))
         return figures
 
     def slow_disk(self) -> list[Figure]:
@@ -86,8 +83,8 @@ class Bench:
             servers = [self._serve(stack, name, {"LD_PRELOAD": str(library)}) for name in (OURS, CEILING)]
             for server in servers:
                 _check_slow(server)
-            loads = rounds(servers, _RUN, 64, self.scale.seconds, self.scale.rounds)
-        return [_against("`POST …/run`, 64 connections, flush + 5 ms, against one commit per request", loads, CEILING, 12)]
+            loads = rounds(servers, RUN, 64, self.scale.seconds, self.scale.rounds)
+        return [against("`POST …/run`, 64 connections, flush + 5 ms, against one commit per request", loads, CEILING, 12)]
 
     def mix(self) -> list[Figure]:
         """How far the slowest of a hundred is from the middle one, with 64 connections that read and run."""
@@ -136,7 +133,7 @@ class Bench:
             idle = server.resident_mb()
             stored = 0
             while stored < self.scale.remembered:
-                drive(server, _RUN, 16, 5)
+                drive(server, RUN, 16, 5)
                 stored = server.call("GET", "/runs?limit=1")["total"] - _SMALLEST
             after = server.resident_mb()
         return [
@@ -166,28 +163,6 @@ class Bench:
         stack.callback(shutil.rmtree, own)
         file = copy(self.databases[size], own / "benchmark.db")
         return stack.enter_context(running(name, file, environment))
-
-
-def _against(name: str, loads: Mapping[str, list[Load]], other: str, least: float) -> Figure:
-    """The median of the rounds' ratios; a round's two runs lie beside each other, so noise hurts both."""
-    pairs = [(ours.rate, theirs.rate) for ours, theirs in zip(loads[OURS], loads[other], strict=True)]
-    ours, theirs = (statistics.median(rates) for rates in zip(*pairs, strict=True))
-    ratio = statistics.median(mine / their for mine, their in pairs)
-    return Figure(name, ratio, least, detail=f"{ours:,.0f}/s, {theirs:,.0f}/s")
-
-
-def _check_bodies(servers: list[Server]) -> None:
-    """All answer with the same bodies, but for what must differ. Raises RuntimeError."""
-    for method, path, body in (("GET", _AGENT.path, None), ("GET", _RUNS.path, None), ("POST", "/agents/1/run", TASK)):
-        answers = [_comparable(server.call(method, path, body)) for server in servers]
-        for server, answer in zip(servers, answers, strict=True):
-            if answer != answers[0]:
-                raise RuntimeError(f"{server.name} answers {method} {path} with {answer}, not {answers[0]}.")
-
-
-def _comparable(body: Any) -> Any:
-    differing = {"created_at", "duration_ms", "next"}
-    return {name: type(value).__name__ if name in differing else value for name, value in body.items()}
 
 
 def _check_slow(server: Server) -> None:

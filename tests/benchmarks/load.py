@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tests.benchmarks.servers import Server
 from tests.benchmarks.shared import KEY, MODEL
@@ -19,27 +20,35 @@ BODY = json.dumps(TASK)
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 _WARM_UP = 30
 
+N = TypeVar("N", int, str)
+
 
 @dataclass(frozen=True)
 class Traffic:
-    """What wrk sends: `kind` is get (of `path`), run (POST /agents/1/run) or mix (one run in five requests)."""
+    """What wrk sends: `kind` is get (of `path`), run (POST /agents/{agent_id}/run) or mix (one run in five requests).
+
+    `callers` take turns, each with its key and the id of its agent.
+    """
 
     kind: str
     path: str = ""
+    callers: tuple[tuple[str, int], ...] = ((KEY, 1),)
 
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw: requests a second, and latencies in milliseconds."""
+    """What wrk saw: requests a second, latencies in milliseconds, and how many requests there were."""
 
     rate: float
     p50: float
     p99: float
+    requests: int
 
 
 def drive(server: Server, traffic: Traffic, connections: int, seconds: float) -> Load:
     """One run of wrk, with one thread. Raises RuntimeError for any answer that is no 2xx, and any broken connection."""
-    settings = {"BENCH_KIND": traffic.kind, "BENCH_PATH": traffic.path, "BENCH_KEY": KEY, "BENCH_BODY": BODY}
+    callers = ",".join(f"{key} {agent_id}" for key, agent_id in traffic.callers)
+    settings = {"BENCH_KIND": traffic.kind, "BENCH_PATH": traffic.path, "BENCH_CALLERS": callers, "BENCH_BODY": BODY}
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(_SCRIPT)]
     result = subprocess.run(
         [*command, f"http://127.0.0.1:{server.port}"],
@@ -51,7 +60,7 @@ def drive(server: Server, traffic: Traffic, connections: int, seconds: float) ->
     seen = json.loads(result.stdout.splitlines()[-1])
     if seen["failed"] or not seen["requests"]:
         raise RuntimeError(f"{server.name}: {seen['failed']} of {seen['requests']} requests failed ({traffic}).")
-    return Load(seen["requests"] / seen["seconds"], seen["p50"], seen["p99"])
+    return Load(seen["requests"] / seen["seconds"], seen["p50"], seen["p99"], seen["requests"])
 
 
 def rounds(
@@ -100,20 +109,22 @@ class Client:
         raise RuntimeError("The server closed the connection.")
 
 
-def get(path: str) -> bytes:
+def get(path: str, key: str = KEY) -> bytes:
     """A GET request, ready to send."""
-    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {key}\r\n\r\n".encode()
 
 
-def post_run() -> bytes:
-    """A POST /agents/1/run, ready to send."""
-    head = f"POST /agents/1/run HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\n"
+def post_run(agent_id: int = 1, key: str = KEY) -> bytes:
+    """A run, ready to send."""
+    head = (
+        f"POST /agents/{agent_id}/run HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\n"
+    )
     return f"{head}Content-Length: {len(BODY)}\r\n\r\n{BODY}".encode()
 
 
-def latencies(clients: Mapping[int, Client], request: Callable[[int], bytes], times: int) -> dict[int, float]:
+def latencies(clients: Mapping[N, Client], request: Callable[[N], bytes], times: int) -> dict[N, float]:
     """The median milliseconds of `request(name)` on each named client, `times` times after a warm-up, all by turns."""
-    taken: dict[int, list[float]] = {name: [] for name in clients}
+    taken: dict[N, list[float]] = {name: [] for name in clients}
     order = list(clients)
     for number in range(_WARM_UP + times):
         # none always follows the same other one

@@ -11,17 +11,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table. `bound` is the least that `value` must be, or, with `at_most`, the most."""
+    """One line of the table. `bound` is the least that `value` must be, or, with `at_most`, the most, where there is one."""
 
     name: str
     value: float
-    bound: float
+    bound: float | None
     unit: str = ""
     at_most: bool = False
     detail: str = ""
 
     @property
     def reached(self) -> bool:
+        if self.bound is None:
+            return True
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
 
@@ -30,8 +32,11 @@ def table(figures: Sequence[Figure]) -> str:
     lines = ["| figure | measured | required | reached | medians |", "|---|---:|---:|---|---|"]
     for figure in figures:
         sign = "≤" if figure.at_most else "≥"
-        measured, required = f"{figure.value:.2f}{figure.unit}", f"{sign} {figure.bound:g}{figure.unit}"
-        lines.append(f"| {figure.name} | {measured} | {required} | {'yes' if figure.reached else 'NO'} | {figure.detail} |")
+        measured = f"{figure.value:.2f}{figure.unit}"
+        required, reached = "", ""
+        if figure.bound is not None:
+            required, reached = f"{sign} {figure.bound:g}{figure.unit}", "yes" if figure.reached else "NO"
+        lines.append(f"| {figure.name} | {measured} | {required} | {reached} | {figure.detail} |")
     return "\n".join(lines)
 
 

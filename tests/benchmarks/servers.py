@@ -2,16 +2,18 @@
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from service.config import Config
 from tests.benchmarks.shared import KEY
 from tests.support.process import ROOT, clean_environment
 
@@ -20,6 +22,13 @@ _OURS = ("-m", "service", "serve", "--rate-limit", "1000000")
 _PATIENCE = 60.0
 
 OURS, CEILING, USUAL, CLASSIC = "ours", "ceiling", "usual", "classic"
+# beside ours on PostgreSQL: ours on a file, ours with a limiter that processes share, two of these, and the usual choice
+EMBEDDED, ONE_OF_MANY, TWO_WORKERS, USUAL_POSTGRESQL = "embedded", "one of many", "two workers", "usual_postgresql"
+
+HAS_SHARED_LIMITER = any(field.name == "limiter" for field in fields(Config))
+_LIMITER = os.environ.get("AGENT_PLATFORM_TEST_LIMITER", "redis://127.0.0.1:6379/9")
+_SHARED = ("--limiter", _LIMITER) if HAS_SHARED_LIMITER else ()
+_OPTIONS = {OURS: (), EMBEDDED: (), ONE_OF_MANY: _SHARED, TWO_WORKERS: ("--workers", "2", *_SHARED)}
 
 
 @dataclass(frozen=True)
@@ -31,11 +40,11 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def call(self, method: str, path: str, body: Any = None) -> Any:
+    def call(self, method: str, path: str, body: Any = None, key: str = KEY) -> Any:
         """The parsed body of an answer, which must be a 200."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE)
         try:
-            headers = {"X-API-Key": KEY, "Content-Type": "application/json"}
+            headers = {"X-API-Key": key, "Content-Type": "application/json"}
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
             content = answer.read()
@@ -52,9 +61,11 @@ class Server:
 
 
 @contextmanager
-def running(name: str, database: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """The server `name` on `database`, answering; its output goes to a file beside the database."""
-    server = start(name, database, environment)
+def running(
+    name: str, database: Path | str, environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Iterator[Server]:
+    """The server `name` on `database`, answering; its output goes to a file in `folder`, or beside the database."""
+    server = start(name, database, environment, folder)
     try:
         wait_for(server, "/agents/1")
         yield server
@@ -62,14 +73,16 @@ def running(name: str, database: Path, environment: Mapping[str, str] | None = N
         stop(server)
 
 
-def start(name: str, database: Path, environment: Mapping[str, str] | None = None) -> Server:
+def start(
+    name: str, database: Path | str, environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Server:
     """Spawns a server on a free port and returns at once."""
     port = _free_port()
-    if name == OURS:
-        arguments = [*_OURS, "--port", str(port), "--database", str(database)]
+    if name in _OPTIONS:
+        arguments = [*_OURS, "--port", str(port), "--database", str(database), *_OPTIONS[name]]
     else:
         arguments = ["-m", f"tests.benchmarks.{name}", str(database), str(port)]
-    log = database.with_suffix(f".{name}.log")
+    log = (folder or Path(database).parent) / f"{name}-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *arguments], stdout=output, stderr=output, cwd=ROOT, env=clean_environment(**environment or {})

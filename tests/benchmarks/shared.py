@@ -34,9 +34,9 @@ PRAGMAS = ("pragma journal_mode = wal", "pragma synchronous = full", "pragma for
 Row = dict[str, Any]
 
 
-def queries() -> Mapping[str, Query]:
+def queries(engine: str = "sqlite") -> Mapping[str, Query]:
     """The service's own named queries."""
-    return load_queries(resource("sql"))
+    return load_queries(resource("sql"), engine)
 
 
 async def connect(file: Path) -> aiosqlite.Connection:

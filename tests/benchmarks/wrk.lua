@@ -1,20 +1,24 @@
--- What wrk sends (BENCH_KIND: get, run or mix; BENCH_PATH, BENCH_KEY, BENCH_BODY) and how it reports, as one line of JSON.
-local key = { ["X-API-Key"] = os.getenv("BENCH_KEY") }
-local typed = { ["X-API-Key"] = os.getenv("BENCH_KEY"), ["Content-Type"] = "application/json" }
-local kind, path = os.getenv("BENCH_KIND"), os.getenv("BENCH_PATH")
-local get, run
+-- What wrk sends (BENCH_KIND: get, run or mix; BENCH_PATH, BENCH_CALLERS, BENCH_BODY) and how it reports, as one line of JSON.
+-- The callers, as in "KEY AGENT,KEY AGENT", take turns; the path and the run are of the caller's agent.
+local kind = os.getenv("BENCH_KIND")
+local gets, runs = {}, {}
 local sent = 0
 
 function init()
-    if kind ~= "run" then get = wrk.format("GET", path, key) end
-    if kind ~= "get" then run = wrk.format("POST", "/agents/1/run", typed, os.getenv("BENCH_BODY")) end
+    for key, agent in os.getenv("BENCH_CALLERS"):gmatch("([%w_]+) (%d+)") do
+        local path = os.getenv("BENCH_PATH"):gsub("{agent_id}", agent)
+        local typed = { ["X-API-Key"] = key, ["Content-Type"] = "application/json" }
+        table.insert(gets, wrk.format("GET", path, { ["X-API-Key"] = key }))
+        table.insert(runs, wrk.format("POST", "/agents/" .. agent .. "/run", typed, os.getenv("BENCH_BODY")))
+    end
 end
 
 function request()
     sent = sent + 1
+    local turn = sent % #gets + 1
     -- the mix: one run in five requests
-    if kind == "run" or (kind == "mix" and sent % 5 == 0) then return run end
-    return get
+    if kind == "run" or (kind == "mix" and sent % 5 == 0) then return runs[turn] end
+    return gets[turn]
 end
 
 function done(summary, latency)

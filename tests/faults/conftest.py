@@ -1,18 +1,15 @@
 """Tenants of a test's own, so that tests can share a server that takes long to start."""
 
 from collections.abc import Callable
-from contextlib import closing
 from itertools import count
-from pathlib import Path
 
 import pytest
 
 from service.auth import key_hash, key_prefix, new_key
-from service.storage.lock import writer_lock
-from service.storage.sqlite import connect
 from service.times import utc_now
+from tests.support.storage import Database, execute
 
-NewTenant = Callable[[Path], dict[str, str]]
+NewTenant = Callable[[Database], dict[str, str]]
 _number = count()
 
 
@@ -20,15 +17,14 @@ _number = count()
 def new_tenant() -> NewTenant:
     """Adds a tenant to the database of a running server, and gives the header with its key."""
 
-    def add(database: Path) -> dict[str, str]:
+    def add(database: Database) -> dict[str, str]:
         key, name, now = new_key(), f"tenant-{next(_number)}", utc_now()
-        with closing(writer_lock(database)) as lock, closing(connect(database)) as connection:
-            lock.acquire(5.0)
-            connection.execute("insert into tenants values (?, ?)", (name, now))
-            connection.execute(
-                "insert into api_keys (tenant_id, prefix, hash, created_at) values (?, ?, ?, ?)",
-                (name, key_prefix(key), key_hash(key), now),
-            )
+        execute(database, "insert into tenants (id, created_at) values (?, ?)", (name, now))
+        execute(
+            database,
+            "insert into api_keys (tenant_id, prefix, hash, created_at) values (?, ?, ?, ?)",
+            (name, key_prefix(key), key_hash(key), now),
+        )
         return {"X-API-Key": key}
 
     return add

@@ -4,10 +4,9 @@ import asyncio
 import itertools
 import json
 import re
-import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -27,14 +26,12 @@ from service.execution.prompt import Tool
 from service.execution.tools import MockTools
 from service.server import Runner
 from service.state import STATE
-from service.storage.lock import writer_lock
-from service.storage.sqlite import SqliteDatabase, connect
-from service.storage.units import Unit
 from service.times import utc_now
 from tests.conftest import KEY_A, Client, Server
 from tests.support.contract import Contract
-from tests.support.database import migrated
 from tests.support.http import AGENT, MERGE_PATCH, TOOL, make_agent, make_tool, run
+from tests.support.storage import Database, made, paused_until, rest, rows, traced
+from tests.support.tables import put_back, restart_ids, tables
 
 Dump = dict[str, list[tuple[Any, ...]]]
 JSON = {"Content-Type": "application/json"}
@@ -169,59 +166,33 @@ class Trace:
         self._loop = asyncio.get_running_loop()
         self._cancelled = threading.Event()
 
-    def __call__(self, statement: str) -> None:
+    def __call__(self, statement: str) -> Any:
         self.seen.append(statement)
         if len(self.seen) == self._number + 1 and not self.task.done():
             self._loop.call_soon_threadsafe(self._cancel)
-            assert self._cancelled.wait(5)
+            return paused_until(self._cancelled)
+        return None
 
     def _cancel(self) -> None:
         self.task.cancel()
         self._cancelled.set()
 
 
-def database_of(app: web.Application) -> SqliteDatabase:
-    database = app[STATE].authenticator._unscoped._database
-    assert isinstance(database, SqliteDatabase)
-    return database
-
-
-def dump(path: Path) -> Dump:
+def dump(database: Database) -> Dump:
     """All rows of all tables, as a connection of its own sees them; how long a run took is left out."""
-    with closing(sqlite3.connect(path)) as connection:
-        tables = [
-            name
-            for (name,) in connection.execute("select name from sqlite_master where type = 'table' order by name")
-            if "yoyo" not in name
-        ]
-        found: Dump = {}
-        for table in tables:
-            cursor = connection.execute(f"select * from {table}")
-            kept = [at for at, column in enumerate(cursor.description) if column[0] != "duration_ms"]
-            found[table] = sorted(tuple(row[at] for at in kept) for row in cursor)
-    return found
-
-
-def at_first_try(status: int, remaining: int, total: int) -> None:
-    """Refuses to wait for a lock: sqlite3 would, for ever, if a connection were left in a transaction."""
-    assert status in (sqlite3.SQLITE_OK, sqlite3.SQLITE_DONE)
-
-
-def nothing() -> Unit[None]:
-    """A unit that waits for its turn and does nothing."""
-    yield from ()
+    return {
+        table: [tuple(value for name, value in row.items() if name != "duration_ms") for row in found]
+        for table, found in tables(database).items()
+    }
 
 
 class Room:
     """A service with some things in it, to which it can be set back."""
 
-    def __init__(self, app: web.Application, client: Client, path: Path, spare: Path) -> None:
+    def __init__(self, app: web.Application, client: Client, database: Database) -> None:
         self.app = app
         self.client = client
-        self.path = path
-        self.database = database_of(app)
-        self.lanes = (self.database._writer, *self.database._readers)
-        self._spare = spare
+        self.database = database
         self._key = new_key()
 
     async def prepare(self) -> None:
@@ -233,17 +204,12 @@ class Room:
         # a demo key is known without a look at the storage, and a request with one is never suspended for it
         key = {"tenant": "tenant_a", "prefix": key_prefix(self._key), "hash": key_hash(self._key), "label": None}
         await self.app[STATE].authenticator._unscoped.one("create_api_key", **key, now=utc_now())
-        with closing(sqlite3.connect(self.path)) as live, closing(sqlite3.connect(self._spare)) as spare:
-            live.backup(spare)
-        self._times = {value for rows in dump(self.path).values() for row in rows for value in row}
+        self._spare = tables(self.database)
+        self._times = {value for rows in dump(self.database).values() for row in rows for value in row}
 
     def set_back(self) -> None:
         self.app[STATE].authenticator._found.clear()
-        with closing(writer_lock(self.path)) as lock, closing(connect(self.path)) as live:
-            lock.acquire(5.0)
-            live.execute("pragma synchronous = off")
-            with closing(sqlite3.connect(self._spare)) as spare:
-                spare.backup(live, progress=at_first_try)
+        put_back(self.database, self._spare)
 
     async def request(self, sent: Sent) -> web.Response:
         """What the server does with a request between its head and its answer."""
@@ -261,30 +227,14 @@ class Room:
         assert isinstance(response, web.Response)
         return response
 
-    @asynccontextmanager
-    async def traced(self, trace: Trace) -> AsyncIterator[None]:
-        """Tells `trace` of each statement, on the thread that runs it."""
-        for lane in self.lanes:
-            await lane.connection.set_trace_callback(trace)
-        yield
-        for lane in self.lanes:
-            await lane.connection.set_trace_callback(None)  # type: ignore[arg-type]  # what sqlite3 takes to end it
-
-    async def rest(self) -> None:
-        """Waits until each connection has done what it has; then nothing may be left open."""
-        async with asyncio.timeout(10):
-            for lane in self.lanes:
-                await lane.run(nothing(), self.app[STATE].authenticator._unscoped.bind)
-        assert not any(lane.connection.in_transaction for lane in self.lanes)
-        with closing(writer_lock(self.path)) as lock:
-            lock.acquire()
-
     async def states(self) -> tuple[Dump, Dump]:
         """What is stored now, and after one more request. Times that were not there before are all alike."""
-        await self.rest()
-        now = dump(self.path)
+        await rest(self.app, self.database)
+        now = dump(self.database)
+        # what was undone may have used up ids
+        restart_ids(self.database)
         await make_tool(self.client, "one more")
-        return self._timeless(now), self._timeless(dump(self.path))
+        return self._timeless(now), self._timeless(dump(self.database))
 
     def _timeless(self, found: Dump) -> Dump:
         def old(value: Any) -> Any:
@@ -304,15 +254,32 @@ class Room:
         return [never, answered]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def room(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Room]:
-    folder = tmp_path_factory.mktemp("room")
-    config = Config(database=migrated(folder / "test.db"), rate_limit=10_000)
+@asynccontextmanager
+async def opened(database: Database, contract: Contract) -> AsyncIterator[Room]:
+    config = Config(database=database, rate_limit=10_000)
     app = make_app(config, models=ModelRegistry({"gpt-4o": Thinking()}), tool_executor=Working())
     async with Client(Server(app), contract) as client:
-        made = Room(app, client, config.database, folder / "spare.db")
-        await made.prepare()
-        yield made
+        room = Room(app, client, database)
+        await room.prepare()
+        yield room
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def room_on_sqlite(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Room]:
+    async with opened(made("sqlite", tmp_path_factory.mktemp("room") / "room.db"), contract) as room:
+        yield room
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def room_on_postgresql(contract: Contract) -> AsyncIterator[Room]:
+    async with opened(made("postgresql", Path("room")), contract) as room:
+        yield room
+
+
+@pytest.fixture
+def room(engine: str, request: pytest.FixtureRequest) -> Room:
+    found: Room = request.getfixturevalue(f"room_on_{engine}")
+    return found
 
 
 @in_the_room
@@ -347,11 +314,11 @@ async def test_a_request_that_is_cancelled_at_any_of_its_statements_has_done_all
     for number in itertools.count():
         room.set_back()
         trace = Trace(number)
-        async with room.traced(trace):
+        async with traced(room.app, trace):
             trace.task = asyncio.create_task(room.request(sent))
             async with asyncio.timeout(10):
                 await asyncio.wait([trace.task])
-            await room.rest()
+            await rest(room.app, room.database)
         states = await room.states()
         assert states in outcomes, f"half of it is there, cancelled at {trace.seen[number]}"
         left.append(outcomes.index(states))
@@ -363,16 +330,11 @@ async def test_a_request_that_is_cancelled_at_any_of_its_statements_has_done_all
     assert left[-2:] == [1, 1]
 
 
-def links(path: Path) -> dict[str, int]:
+def links(database: Database) -> dict[str, int]:
     """How many tools each agent has, by its name. An identity without its agent would be half of a creation."""
-    with closing(sqlite3.connect(path)) as connection:
-        (lone,) = connection.execute("select count(*) from agent_ids where id not in (select id from agents)").fetchone()
-        assert lone == 0
-        return dict(
-            connection.execute(
-                "select name, (select count(*) from agent_tools where agent_id = agents.id) from agents"
-            ).fetchall()
-        )
+    assert rows(database, "select id from agent_ids where id not in (select id from agents)") == []
+    linked = "(select count(*) from agent_tools where agent_id = agents.id)"
+    return dict(rows(database, f"select name, {linked} from agents"))
 
 
 @in_the_room
@@ -385,8 +347,8 @@ async def test_of_many_requests_at_once_the_cancelled_ones_take_no_other_with_th
     answers = await asyncio.gather(
         *(cancelled_at(at % 8, moments[at // 8 % 2], room.request(create(at))) for at in range(96))
     )
-    await room.rest()
-    found = links(room.path)
+    await rest(room.app, room.database)
+    found = links(room.database)
     for at, response in enumerate(answers):
         assert found.get(f"agent {at}", 3) == 3
         if response is not None:
@@ -455,8 +417,7 @@ async def test_clients_that_hang_up_in_the_middle_leave_nothing_half_done(
             elif at % 4 < 2:
                 assert f"agent {at}" not in found
         assert "one more" in found
-        database = database_of(app)
-        assert not any(lane.connection.in_transaction for lane in (database._writer, *database._readers))
+        await rest(app, config.database)
 
 
 class Hasty(Server):

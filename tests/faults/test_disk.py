@@ -17,14 +17,14 @@ import pytest
 
 from service.app import make_app
 from service.config import Config
-from service.state import STATE
 from service.storage.lock import writer_lock
-from service.storage.sqlite import SqliteDatabase, connect
+from service.storage.sqlite import connect
 from tests.conftest import KEY_A, Serve
 from tests.support.contract import Contract
 from tests.support.database import migrated
 from tests.support.http import AGENT, PROBLEM, TOOL, Answer, make_agent, make_tool, refused
 from tests.support.process import Service
+from tests.support.storage import only_reads
 
 TASK = {"task": "Say hello", "model": "gpt-4o"}
 NewTenant = Callable[[Path], dict[str, str]]
@@ -205,6 +205,7 @@ def connected(contract: Contract, new_tenant: NewTenant) -> Iterator[Connect]:
         yield connect_them
 
 
+@pytest.mark.embedded
 @pytest.mark.parametrize(
     ("count", "description"),
     # so many of the large ones do not fit into SQLite's cache: the disk refuses some while the batch is still being written
@@ -249,6 +250,7 @@ def test_a_batch_that_does_not_fit_fails_as_a_whole_and_nothing_else_does(
     assert_sound(database)
 
 
+@pytest.mark.embedded
 def test_what_was_answered_while_space_ran_out_is_there_and_nothing_else(shortage: Shortage, connected: Connect) -> None:
     callers = connected(shortage.service, 18)
     tool_ids, (agent_id,) = fill(callers[0])
@@ -330,6 +332,7 @@ def assert_writes_work(caller: Caller, requests: list[tuple[str, str, Any]]) -> 
         assert answer.status in (200, 201, 204), answer.body
 
 
+@pytest.mark.embedded
 def test_a_disk_that_takes_nothing_refuses_each_write_and_serves_each_read(
     small_files: SmallFiles, connected: Connect
 ) -> None:
@@ -342,6 +345,7 @@ def test_a_disk_that_takes_nothing_refuses_each_write_and_serves_each_read(
     assert_sound(small_files.service.database)
 
 
+@pytest.mark.embedded
 def test_files_that_become_read_only_refuse_each_write_and_serve_each_read(
     small_files: SmallFiles, connected: Connect
 ) -> None:
@@ -366,38 +370,33 @@ def test_files_that_become_read_only_refuse_each_write_and_serve_each_read(
 async def test_a_connection_that_may_only_read_refuses_each_write_and_serves_each_read(serve: Serve, config: Config) -> None:
     app = make_app(config)
     client = await serve(app=app)
-    database = app[STATE].authenticator._unscoped._database
-    assert isinstance(database, SqliteDatabase)
     tools = [(await make_tool(client, name))["id"] for name in ("search", "mail")]
     requests = writes(tools, [(await make_agent(client, tool_ids=tools))["id"]])
-    await database._writer.connection.execute_fetchall("pragma query_only = on")
-    for method, path, body in requests:
-        assert (await refused(client, 503, method, path, json=body))["title"] == "Service unavailable"
-    assert len((await client.json("GET", "/tools"))["items"]) == 2
-    await database._writer.connection.execute_fetchall("pragma query_only = off")
+    async with only_reads(app, config.database):
+        for method, path, body in requests:
+            assert (await refused(client, 503, method, path, json=body))["title"] == "Service unavailable"
+        assert len((await client.json("GET", "/tools"))["items"]) == 2
     for method, path, body in requests:
         await client.json(method, path, json=body)
 
 
 async def test_a_run_that_could_not_be_stored_costs_nothing(serve: Serve, config: Config) -> None:
-    client = await serve()
+    app = make_app(config)
+    client = await serve(app=app)
     await make_agent(client)
-    database = client.app[STATE].authenticator._unscoped._database
-    assert isinstance(database, SqliteDatabase)
-    writer = database._writer
     task = {"json": {"task": "Say hello", "model": "gpt-4o"}}
     for key in ({}, {"Idempotency-Key": "once"}):
-        await writer.connection.execute_fetchall("pragma query_only = on")
-        for _ in range(7):
-            response = await client.post("/agents/1/run", headers=KEY_A | key, **task)
-            assert (response.status, response.headers["RateLimit"].partition(";t")[0]) == (503, '"run";r=5')
-        await writer.connection.execute_fetchall("pragma query_only = off")
+        async with only_reads(app, config.database):
+            for _ in range(7):
+                response = await client.post("/agents/1/run", headers=KEY_A | key, **task)
+                assert (response.status, response.headers["RateLimit"].partition(";t")[0]) == (503, '"run";r=5')
     for left in (4, 3, 2, 1, 0):
         response = await client.post("/agents/1/run", headers=KEY_A | {"Idempotency-Key": f"once-{left}"}, **task)
         assert (response.status, response.headers["RateLimit"].partition(";t")[0]) == (200, f'"run";r={left}')
     assert (await client.json("GET", "/runs"))["total"] == 5
 
 
+@pytest.mark.embedded
 @pytest.mark.parametrize("comes_back", [True, False], ids=["moved away and back", "removed"])
 def test_no_write_is_acknowledged_into_a_folder_that_is_gone(tmp_path: Path, connected: Connect, comes_back: bool) -> None:
     folder, away = tmp_path / "data", tmp_path / "away"

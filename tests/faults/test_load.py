@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,22 +20,38 @@ from service.config import Config
 from service.limiter import FixedWindow
 from service.resources import resource
 from service.state import STATE
-from service.storage.lock import writer_lock
+from service.storage.engines import engine_of
 from service.storage.queries import load_queries
 from service.storage.scope import Scope
-from service.storage.sqlite import SqliteDatabase, connect
 from service.storage.units import Unit, ask
 from service.times import utc_now
 from tests.conftest import KEY_A, Serve
-from tests.support.database import migrated
 from tests.support.http import AGENT, TOOL
 from tests.support.process import Service
+from tests.support.storage import Database, engine_in, execute, held_writes, made, rows, traced
 
 CLIENTS = 64
 TASK = {"task": "Say hello", "model": "gpt-4o"}
 # more tools than a run may call, each of which it asks for
 LONG_TASK = {"task": " and ".join(f"chore {number}" for number in range(9)), "model": "gpt-4o"}
-NewTenant = Callable[[Path], dict[str, str]]
+NewTenant = Callable[[Database], dict[str, str]]
+
+
+def assert_counted(database: Database) -> None:
+    """The totals that are kept are what is there."""
+    counted = (
+        "select tenant_id, agent_id, status, model, count(*) from runs group by 1, 2, 3, 4 "
+        "union all select tenant_id, 0, status, model, count(*) from runs group by 1, 3, 4"
+    )
+    kept = "select tenant_id, agent_id, status, model, runs from run_counts"
+    assert sorted(rows(database, kept)) == sorted(rows(database, counted))
+
+
+def assert_sound(database: Database) -> None:
+    assert_counted(database)
+    if isinstance(database, Path):
+        assert rows(database, "pragma integrity_check") == [("ok",)]
+        assert rows(database, "pragma foreign_key_check") == []
 
 
 class Crowd:
@@ -64,9 +80,7 @@ class Crowd:
 
     async def at_once(self, calls: list[tuple[str, str, Any]]) -> list[tuple[int, Any]]:
         """Sends requests that all wait for the writer together, and gives their answers."""
-        lock = writer_lock(self.service.database)
-        with closing(lock):
-            lock.acquire(5.0)
+        with held_writes(self.service.database):
             tasks = [asyncio.create_task(self.call(*each)) for each in calls]
             # what is read meanwhile shows that the server has got to what was sent before
             for _ in range(20):
@@ -89,13 +103,22 @@ class Crowd:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("load")
-    with Service(migrated(folder / "test.db"), "--rate-limit", "1000000") as started:
-        yield started
-    with closing(sqlite3.connect(started.database)) as connection:
-        assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
-        assert connection.execute("pragma foreign_key_check").fetchall() == []
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Service]]:
+    """Gives the server of an engine, which all tests here share."""
+    with ExitStack() as started:
+
+        @cache
+        def start(engine: str) -> Service:
+            database = made(engine, tmp_path_factory.mktemp("load") / "load.db")
+            started.callback(assert_sound, database)
+            return started.enter_context(Service(database, "--rate-limit", "1000000"))
+
+        yield start
+
+
+@pytest.fixture
+def service(engine: str, shared: Callable[[str], Service]) -> Service:
+    return shared(engine)
 
 
 @pytest.fixture
@@ -177,9 +200,8 @@ async def test_a_request_that_fails_takes_none_with_it_that_is_committed_togethe
     assert sorted(each["name"] for each in agents) == sorted(["taken", *good_names])
     assert all(each["tool_ids"] == [taken["id"]] for each in agents)
     assert agent in agents
-    with closing(sqlite3.connect(crowd.service.database)) as connection:
-        ids = "select count(*) from agent_ids where tenant_id = (select tenant_id from tools where id = ?)"
-        assert connection.execute(ids, (taken["id"],)).fetchone() == (len(agents),)
+    ids = "select count(*) from agent_ids where tenant_id = (select tenant_id from tools where id = ?)"
+    assert rows(crowd.service.database, ids, taken["id"]) == [(len(agents),)]
 
 
 async def test_totals_are_what_is_there_after_runs_and_deletes_at_once(crowds: list[Crowd]) -> None:
@@ -225,13 +247,7 @@ async def test_totals_are_what_is_there_after_runs_and_deletes_at_once(crowds: l
         for path in ("/tools", "/agents"):
             items, totals = await crowd.all_of(path)
             assert totals == {len(items)}
-    with closing(sqlite3.connect(crowds[0].service.database)) as connection:
-        counted = connection.execute(
-            "select tenant_id, agent_id, status, model, count(*) from runs group by 1, 2, 3, 4 "
-            "union all select tenant_id, 0, status, model, count(*) from runs group by 1, 3, 4"
-        ).fetchall()
-        kept = connection.execute("select tenant_id, agent_id, status, model, runs from run_counts").fetchall()
-    assert sorted(kept) == sorted(counted)
+    assert_counted(crowds[0].service.database)
 
 
 def many(agents: int) -> Unit[None]:
@@ -262,7 +278,7 @@ def many(agents: int) -> Unit[None]:
         )
 
 
-async def test_a_list_is_a_fixed_number_of_statements_whatever_it_holds(serve: Serve, tmp_path: Path) -> None:
+async def test_a_list_is_a_fixed_number_of_statements_whatever_it_holds(serve: Serve, engine: str, tmp_path: Path) -> None:
     paths = {
         "/agents?limit=100": 100,
         "/agents?limit=100&offset=50": 100,
@@ -273,29 +289,25 @@ async def test_a_list_is_a_fixed_number_of_statements_whatever_it_holds(serve: S
     }
 
     async def statements(agents: int) -> dict[str, list[str]]:
-        app = make_app(Config(database=migrated(tmp_path / f"{agents}.db")))
+        app = make_app(Config(database=made(engine, tmp_path / f"{agents}_agents.db")))
         client = await serve(app=app)
-        database = app[STATE].authenticator._unscoped._database
-        assert isinstance(database, SqliteDatabase)
-        await Scope(database, "tenant_a", None).write(many(agents))
+        await Scope(engine_in(app), "tenant_a", None).write(many(agents))
         seen: list[str] = []
-        lanes = (database._writer, *database._readers)
-        for lane in lanes:
-            await lane.connection.set_trace_callback(seen.append)
         found = {}
-        for path, most in paths.items():
-            seen.clear()
-            page = await client.json("GET", path)
-            assert len(page["items"]) == min(most, max(0, page["total"] - page["offset"]))
-            found[path] = [statement.split(None, 1)[0] for statement in seen]
-        for lane in lanes:
-            await lane.connection.set_trace_callback(None)  # type: ignore[arg-type]  # what sqlite3 takes to end it
+        async with traced(app, seen.append):
+            for path, most in paths.items():
+                seen.clear()
+                page = await client.json("GET", path)
+                assert len(page["items"]) == min(most, max(0, page["total"] - page["offset"]))
+                # a connection that is new says who it is
+                found[path] = [statement.split(None, 1)[0] for statement in seen if not statement.startswith("prepare")]
         return found
 
-    few, lots = await statements(2), await statements(200)
+    few, lots = await statements(2), await statements(120)
     assert few == lots
-    # the total and the page, both as of one moment
-    assert {tuple(each) for each in lots.values()} == {("begin", "select", "select", "rollback")}
+    # the total and the page, both as of one moment; on PostgreSQL each says for which tenant it is
+    query = "select" if engine == "sqlite" else "with"
+    assert {tuple(each) for each in lots.values()} == {("begin", query, query, "rollback")}
 
 
 class Clock:
@@ -323,23 +335,22 @@ def test_the_limiter_remembers_the_tenants_of_one_window_whatever_it_has_seen() 
 
 
 async def test_the_key_cache_remembers_the_keys_of_one_moment_whatever_it_has_seen(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: Config, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     monkeypatch.setattr("service.auth.time", SimpleNamespace(monotonic=clock))
-    keys, now = [new_key() for _ in range(10_000)], utc_now()
-    with closing(connect(config.database)) as connection:
-        connection.execute("begin")
-        connection.executemany("insert into tenants values (?, ?)", ((f"t{at}", now) for at in range(10_000)))
-        connection.executemany(
-            "insert into api_keys (tenant_id, prefix, hash, created_at) values (?, ?, ?, ?)",
-            ((f"t{at}", key_prefix(key), key_hash(key), now) for at, key in enumerate(keys)),
-        )
-        connection.execute("commit")
-    database = await SqliteDatabase.open(config.database, load_queries(resource("sql")))
+    keys, now = [new_key() for _ in range(2_000)], utc_now()
+    names = [f"t{at}" for at in range(2_000)]
+    execute(config.database, "insert into tenants (id, created_at) values (?, ?)", *((name, now) for name in names))
+    execute(
+        config.database,
+        "insert into api_keys (tenant_id, prefix, hash, created_at) values (?, ?, ?, ?)",
+        *((name, key_prefix(key), key_hash(key), now) for name, key in zip(names, keys, strict=True)),
+    )
+    database = await engine_of(config.database).open(load_queries(resource("sql"), engine))
     authenticator = Authenticator(database, demo=False, memory=1.0, most=1_000)
     sizes = set()
-    for start in range(0, 10_000, 100):
+    for start in range(0, 2_000, 100):
         # a hundred keys, and ten more that nobody was given, five times a second
         asked = keys[start : start + 100] + [new_key() for _ in range(10)]
         scopes = await asyncio.gather(*map(authenticator.scope, asked))
@@ -359,8 +370,8 @@ async def test_the_key_cache_remembers_the_keys_of_one_moment_whatever_it_has_se
     await database.close()
 
 
-async def test_large_pages_at_once_take_the_memory_of_a_few(tmp_path: Path) -> None:
-    with Service(migrated(tmp_path / "large.db"), "--log-level", "error", "--rate-limit", "1000") as service:
+async def test_large_pages_at_once_take_the_memory_of_a_few(database: Database) -> None:
+    with Service(database, "--log-level", "error", "--rate-limit", "1000") as service:
         status = Path(f"/proc/{service.process.pid}/status")
 
         def peak() -> int:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from io import BytesIO
 from types import SimpleNamespace
@@ -18,10 +18,11 @@ from service.auth import new_key
 from service.config import Config
 from service.execution.models import Conversation, MockModel, ModelRegistry, ToolCall
 from service.state import STATE
-from service.storage.lock import writer_lock
 from tests.conftest import KEY_A, KEY_B, Client, Serve
 from tests.support.contract import Contract
 from tests.support.http import AGENT, PROBLEM, TOOL, Wire, make_agent, make_tool, refused
+from tests.support.pace import slowness
+from tests.support.storage import held_writes
 
 JSON = "application/json"
 TASK = {"task": "Say hello", "model": "gpt-4o"}
@@ -70,7 +71,7 @@ class House:
         began = time.perf_counter()
         response = await self.client.request(method, path, headers=headers, json=body)
         took = time.perf_counter() - began
-        assert took < AT_ONCE, f"{method} {path} took {took}"
+        assert took < AT_ONCE * slowness(), f"{method} {path} took {took}"
         return response
 
     async def refuses(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = KEY_A) -> ClientResponse:
@@ -224,7 +225,7 @@ async def test_a_crowd_many_times_too_large_is_refused_at_once_but_for_those_ins
     assert house.inside == PLACES
     refusals = [each.result() for each in crowd if each.done()]
     assert {status for status, _ in refusals} == {503}
-    assert sorted(took for _, took in refusals)[len(refusals) // 2] < AT_ONCE
+    assert sorted(took for _, took in refusals)[len(refusals) // 2] < AT_ONCE * slowness()
     house.model.may_answer.set()
     statuses = [status for status, _ in await asyncio.gather(*crowd)]
     assert sorted(statuses) == [200] * PLACES + [503] * (100 - PLACES)
@@ -307,7 +308,7 @@ async def test_who_waits_for_a_client_holds_no_place_and_needs_one_again_behind_
         for number, wire in enumerate(wires[:PLACES]):
             began = time.perf_counter()
             answer = await wire.ask(posted(f"patient {number}")[1][5:])
-            assert time.perf_counter() - began < AT_ONCE
+            assert time.perf_counter() - began < AT_ONCE * slowness()
             assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
             house.contract.check("POST", "/tools", answer.status, answer.headers, answer.body)
             assert house.inside == PLACES
@@ -322,8 +323,7 @@ async def test_who_waits_for_a_client_holds_no_place_and_needs_one_again_behind_
 async def test_a_storage_that_hangs_fills_the_places_and_all_that_waited_is_stored_when_it_goes_on(
     house: House, config: Config
 ) -> None:
-    with closing(writer_lock(config.database)) as lock:
-        lock.acquire(5.0)
+    with held_writes(config.database):
         waiting = [
             asyncio.create_task(house.client.post("/tools", headers=KEY_A, json={**TOOL, "name": f"waits {number}"}))
             for number in range(PLACES)

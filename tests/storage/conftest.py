@@ -1,4 +1,4 @@
-"""A migrated database of the test's own, opened as the service opens it."""
+"""A migrated database of the test's own, on each engine, opened as the service opens it."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -7,37 +7,37 @@ from typing import Any
 import pytest
 
 from service.resources import resource
-from service.storage.migrations import hold
+from service.storage.engines import engine_of
 from service.storage.queries import load_queries
-from service.storage.scope import Scope, Unscoped
-from service.storage.sqlite import SqliteDatabase
+from service.storage.scope import Database, Scope, Unscoped
 from service.storage.units import ask
 from service.times import utc_now
-from tests.support.database import migrated
+from tests.support.direct import Direct, direct
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    file = migrated(tmp_path / "test.db")
-    lock = hold(file)
-    yield file
-    lock.close()
+async def storage(database: Path | str) -> AsyncIterator[Database]:
+    engine = engine_of(database)
+    with engine.held():
+        opened = await engine.open(load_queries(resource("sql"), engine.name))
+        yield opened
+        await opened.close()
 
 
 @pytest.fixture
-async def database(path: Path) -> AsyncIterator[SqliteDatabase]:
-    opened = await SqliteDatabase.open(path, load_queries(resource("sql")))
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def tenants(database: SqliteDatabase) -> tuple[Scope, Scope]:
+async def tenants(storage: Database) -> tuple[Scope, Scope]:
     """Two tenants, each with the scope that a request of theirs gets."""
 
     def unit() -> Any:
         for name in ("a", "b"):
             yield ask("create_tenant", id=name, now=utc_now())
 
-    await Unscoped(database).write(unit())
-    return Scope(database, "a", None), Scope(database, "b", None)
+    await Unscoped(storage).write(unit())
+    return Scope(storage, "a", None), Scope(storage, "b", None)
+
+
+@pytest.fixture
+def beside(database: Path | str) -> Iterator[Direct]:
+    """The database as its owner sees it."""
+    with direct(database) as opened:
+        yield opened

@@ -15,12 +15,20 @@ PAGES = ("/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/metrics")
 PROBLEM = "application/problem+json"
 
 
+def load_spec() -> dict[str, Any]:
+    """openapi.yaml, by the parser in C where there is one: the other one takes a second."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    spec: dict[str, Any] = yaml.load(SPEC_FILE.read_bytes(), Loader=loader)
+    return spec
+
+
 class Contract:
     """The spec, ready to be asked whether an answer is one that it describes."""
 
     def __init__(self) -> None:
-        self.spec: dict[str, Any] = yaml.safe_load(SPEC_FILE.read_text(encoding="utf-8"))
-        self._validators: dict[int, OAS30Validator] = {}
+        self.spec = load_spec()
+        # each with its schema, so that no other one gets the same id
+        self._validators: dict[int, tuple[dict[str, Any], OAS30Validator]] = {}
         self._paths = [(re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), path) for path in self.spec["paths"]]
 
     def operations(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -54,8 +62,9 @@ class Contract:
     def validator(self, schema: dict[str, Any]) -> OAS30Validator:
         """A validator for a schema of the spec, made once."""
         if id(schema) not in self._validators:
-            self._validators[id(schema)] = OAS30Validator(self.whole(schema), format_checker=oas30_format_checker)
-        return self._validators[id(schema)]
+            validator = OAS30Validator(self.whole(schema), format_checker=oas30_format_checker)
+            self._validators[id(schema)] = schema, validator
+        return self._validators[id(schema)][1]
 
     def path_of(self, raw_path: str) -> str | None:
         return next((path for pattern, path in self._paths if pattern.fullmatch(raw_path)), None)

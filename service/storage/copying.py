@@ -1,0 +1,124 @@
+"""The move from one database to another, of whatever engine: every tenant with all that it owns, ids and times kept.
+
+It goes through the tenants' own views, in batches that are committed whole and in the order of the keys. So what stands in
+the target says how far an interrupted move has come, and it goes on from there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import orjson
+
+from service.storage.scope import Database, Scope, Unscoped
+from service.storage.units import Row, Unit, ask
+
+# the tables in an order in which nothing refers to what is not there yet, each with what comes before its first key
+_TABLES: dict[str, Row] = {
+    "api_keys": {"id": 0},
+    "tools": {"id": 0},
+    "agent_ids": {"id": 0},
+    "agents": {"id": 0},
+    "agent_tools": {"agent_id": 0, "tool_id": 0},
+    "runs": {"id": 0},
+    "kept_answers": {"idempotency_key": ""},
+}
+# rows of a batch, which is one commit; those of runs are large
+_BATCH = 2_000
+_LARGEST_RUNS = 500
+
+
+class CopyError(Exception):
+    """A move that can't be made, or did not arrive whole; the sentence says why."""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was moved, and found equal at the end."""
+
+    tenants: int
+    rows: int
+    checksum: str
+
+
+async def total_rows(source: Database) -> int:
+    """How many rows there are to move."""
+    return sum([await _view(source, tenant["id"]).value("count_rows") for tenant in await _tenants(source)])
+
+
+async def copy(source: Database, target: Database, *, resume: bool, moved: Callable[[int], None]) -> Copied:
+    """Moves everything, and compares it; `moved` is told how many rows have been moved or compared since the last time.
+
+    Raises CopyError for a target that isn't empty, unless a move is resumed, and where the two differ at the end.
+    """
+    if not resume and await _tenants(target):
+        raise CopyError(
+            "The target isn't empty. Choose an empty database, or go on with a move that was interrupted: --resume."
+        )
+    for tenant in await _tenants(source):
+        await Unscoped(target).write(_tenant(tenant))
+        for table, before in _TABLES.items():
+            await _copy(_view(source, tenant["id"]), _view(target, tenant["id"]), table, before, moved)
+    await Unscoped(target).write(_last_ids(await Unscoped(source).many("list_last_ids")))
+    return await _compare(source, target, moved)
+
+
+async def _copy(source: Scope, target: Scope, table: str, before: Row, moved: Callable[[int], None]) -> None:
+    last = await target.one(f"last_{table}") or before
+    while rows := await _batch(source, table, last):
+        await target.write(_rows(table, rows))
+        last = {name: rows[-1][name] for name in before}
+        moved(len(rows))
+
+
+async def _batch(view: Scope, table: str, last: Row) -> list[Row]:
+    return await view.many(f"read_{table}", **last, limit=_LARGEST_RUNS if table == "runs" else _BATCH)
+
+
+async def _compare(source: Database, target: Database, moved: Callable[[int], None]) -> Copied:
+    """Reads both whole, tenant by tenant. Raises CopyError for the first one that differs."""
+    tenants, rows, checksum = await _tenants(source), 0, sha256()
+    if [tenant["id"] for tenant in await _tenants(target)] != [tenant["id"] for tenant in tenants]:
+        raise CopyError("The target has other tenants than the source.")
+    for tenant in tenants:
+        for table, before in _TABLES.items():
+            count, sum_ = await _checksum(_view(source, tenant["id"]), table, before, moved)
+            if (count, sum_) != await _checksum(_view(target, tenant["id"]), table, before, lambda _: None):
+                raise CopyError(f"The tenant {tenant['id']} has other rows in {table} of the target than of the source.")
+            rows += count
+            checksum.update(sum_)
+    return Copied(len(tenants), rows, checksum.hexdigest())
+
+
+async def _checksum(view: Scope, table: str, before: Row, moved: Callable[[int], None]) -> tuple[int, bytes]:
+    """How many rows there are, and the SHA-256 of all of them in the order of their keys."""
+    count, hashed, last = 0, sha256(), before
+    while rows := await _batch(view, table, last):
+        hashed.update(orjson.dumps(rows))
+        last = {name: rows[-1][name] for name in before}
+        count += len(rows)
+        moved(len(rows))
+    return count, hashed.digest()
+
+
+def _view(database: Database, tenant_id: str) -> Scope:
+    return Scope(database, tenant_id, None)
+
+
+async def _tenants(database: Database) -> list[Row]:
+    return await Unscoped(database).many("list_tenants")
+
+
+def _tenant(tenant: Row) -> Unit[None]:
+    yield ask("create_tenant_if_missing", id=tenant["id"], now=tenant["created_at"])
+
+
+def _rows(table: str, rows: list[Row]) -> Unit[Any]:
+    yield ask(f"write_{table}", rows=orjson.dumps(rows).decode())
+
+
+def _last_ids(lasts: list[Row]) -> Unit[None]:
+    for last in lasts:
+        yield ask("note_last_id", name=last["name"])
+        yield ask("set_last_id", **last)

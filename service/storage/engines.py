@@ -1,0 +1,152 @@
+"""The two engines, chosen by how the database is named: a file, or a URL. Nothing else in the service tells them apart."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from service.storage import migrations
+from service.storage.queries import Query
+from service.storage.scope import Database
+
+_URLS = ("postgresql://", "postgres://")
+# the settings of a URL that both drivers know; what only libpq knows, asyncpg would send to the server as one of its own
+_SETTINGS = {
+    *("host", "port", "dbname", "user", "password", "passfile", "target_session_attrs", "application_name", "options"),
+    *("sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "ssl_min_protocol_version", "ssl_max_protocol_version"),
+}
+
+
+class Engine(ABC):
+    """What keeps the data of one database, and how it is brought to this version and opened."""
+
+    # the folder of its own queries below sql/
+    name: str
+    # can several processes serve one database?
+    is_shared: bool
+
+    @abstractmethod
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the database as long as a server or a migration needs it. Raises MigrationError where another one does."""
+
+    @abstractmethod
+    def migrate(self, folder: Path) -> list[str]:
+        """Applies what is missing, while the database is held; the ids of what was applied. Raises MigrationError."""
+
+    @abstractmethod
+    def check(self, folder: Path) -> None:
+        """Raises MigrationError where the database is not there, foreign, or not of exactly this version."""
+
+    @abstractmethod
+    def known(self, folder: Path) -> frozenset[str]:
+        """The ids of the migrations that this version has."""
+
+    @abstractmethod
+    async def open(self, queries: Mapping[str, Query]) -> Database:
+        """The migrated database, open. Raises Unavailable."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The database as it may be shown."""
+
+
+class Embedded(Engine):
+    """SQLite, on a file."""
+
+    name = "sqlite"
+    is_shared = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        lock = migrations.hold(self.path)
+        try:
+            yield
+        finally:
+            lock.close()
+
+    def migrate(self, folder: Path) -> list[str]:
+        return migrations.migrate(self.path, folder)
+
+    def check(self, folder: Path) -> None:
+        migrations.check(self.path, folder)
+
+    def known(self, folder: Path) -> frozenset[str]:
+        return migrations.known_migrations(folder)
+
+    async def open(self, queries: Mapping[str, Query]) -> Database:
+        from service.storage.sqlite import SqliteDatabase
+
+        return await SqliteDatabase.open(self.path, queries)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+class Postgresql(Engine):
+    """PostgreSQL, at a URL. Its drivers come with an extra, and are loaded only here."""
+
+    name = "postgresql"
+    is_shared = True
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        # any number of processes may serve one database, and those that migrate it wait for each other
+        yield
+
+    def migrate(self, folder: Path) -> list[str]:
+        from service.storage import postgresql_migrations
+
+        return postgresql_migrations.migrate(self.url, folder / self.name)
+
+    def check(self, folder: Path) -> None:
+        from service.storage import postgresql_migrations
+
+        postgresql_migrations.check(self.url, folder / self.name)
+
+    def known(self, folder: Path) -> frozenset[str]:
+        return migrations.known_migrations(folder / self.name)
+
+    async def open(self, queries: Mapping[str, Query]) -> Database:
+        from service.storage.postgresql import PostgresqlDatabase
+
+        return await PostgresqlDatabase.open(self.url, queries)
+
+    def __str__(self) -> str:
+        from service.storage.postgresql_migrations import shown
+
+        return shown(self.url)
+
+
+def is_url(database: str) -> bool:
+    """Is it the URL of a database server? Raises ValueError, a sentence, for one that can't be, or without its drivers."""
+    if not database.startswith(_URLS):
+        return False
+    if not all(find_spec(driver) for driver in ("asyncpg", "psycopg")):
+        raise ValueError("the drivers for PostgreSQL are not installed: pip install 'agent-platform[postgresql]'.")
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        facts = conninfo_to_dict(database)
+        ports = str(facts.get("port", 5432)).split(",")
+        if not all(0 < int(port) < 65536 for port in ports if port):
+            raise ValueError
+    except (ProgrammingError, ValueError):
+        # it is not repeated, for it may hold a password
+        raise ValueError("it is no URL as in postgresql://USER:PASSWORD@HOST:PORT/DATABASE.") from None
+    if unknown := sorted(facts.keys() - _SETTINGS):
+        raise ValueError(f"the setting {unknown[0]} can't be given in the URL.")
+    return True
+
+
+def engine_of(database: Path | str) -> Engine:
+    """The engine that keeps `database`, the path of a file or a URL."""
+    return Postgresql(database) if isinstance(database, str) else Embedded(database)

@@ -1,0 +1,112 @@
+"""Brings a PostgreSQL database to the version that this code knows, with yoyo on psycopg 3."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from service.storage.migrations import MigrationError, judge, known_migrations, log_data, read_migrations
+
+# any number, but always this one: who holds it migrates, in whatever process (pg_advisory_lock)
+_LOCK = 7203
+# seconds for a connection, and for another process to finish its migration
+_PATIENCE = 5
+_TURN = "120s"
+
+
+def migrate(url: str, folder: Path) -> list[str]:
+    """Applies what is missing, one process after the other, and answers with the ids of what was applied.
+
+    Raises MigrationError for a database that can't be reached or changed, is another program's, or of a newer version.
+    """
+    if not check(url, folder, complete=False):
+        return []
+    with _clear(url), _connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute(f"set lock_timeout = '{_TURN}'")
+        cursor.execute("select pg_advisory_lock(%s)", (_LOCK,))
+        # ends with the connection, however that ends
+        with _backend(url) as backend:
+            # a migrator that was killed leaves its row behind; no other one can be at work
+            backend.break_lock()
+            with backend.lock():
+                missing = backend.to_apply(read_migrations(folder))
+                applied = [migration.id for migration in missing]
+                backend.apply_migrations(missing)
+    return applied
+
+
+def check(url: str, folder: Path, *, complete: bool = True) -> list[str]:
+    """The ids of the migrations that the database lacks, oldest first.
+
+    Raises MigrationError where it can't be reached, is foreign or newer than `folder`, or, if `complete`, lacks any.
+    """
+    applied: set[str] = set()
+    with _clear(url), _connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute("select tablename from pg_tables where schemaname = current_schema()")
+        tables = {name for (name,) in cursor.fetchall()}
+        if "_yoyo_migration" in tables:
+            cursor.execute("select migration_id from _yoyo_migration")
+            applied = {name for (name,) in cursor.fetchall()}
+    return judge(shown(url), tables, applied, known_migrations(folder), complete=complete)
+
+
+def roll_back(url: str, folder: Path) -> list[str]:
+    """Undoes every migration, newest first, and answers with their ids. All data goes; for tests of the migrations."""
+    with _clear(url), _backend(url) as backend:
+        undone = backend.to_rollback(read_migrations(folder))
+        names = [migration.id for migration in undone]
+        backend.rollback_migrations(undone)
+    return names
+
+
+def shown(url: str) -> str:
+    """The URL as it may be shown: without its password."""
+    facts = psycopg.conninfo.conninfo_to_dict(url)
+    return f"postgresql://{facts.get('host', '')}:{facts.get('port', 5432)}/{facts.get('dbname', '')}"
+
+
+def _connect(url: str) -> "psycopg.Connection[Any]":
+    connection: psycopg.Connection[Any] = psycopg.connect(url, autocommit=True, connect_timeout=_PATIENCE)
+    return connection
+
+
+@contextmanager
+def _clear(url: str) -> Iterator[None]:
+    """What the database refuses, as one sentence; the driver's own may hold more than one, and the URL."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        # an indented line asks whether the server runs
+        reason = [line for line in str(error).strip().splitlines() if line.strip() and not line[0].isspace()][-1]
+        raise MigrationError(f"The database {shown(url)} can't be reached: {reason.strip().removeprefix('- ')}.") from None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(
+            f"The database {shown(url)} can't be migrated: {error.diag.message_primary}. "
+            "Migrate it as its owner, with the right to make roles (createrole)."
+        ) from None
+    except psycopg.Error as error:
+        raise MigrationError(f"The database {shown(url)} can't be migrated: {error.diag.message_primary}.") from error
+
+
+@contextmanager
+def _backend(url: str) -> Iterator[Any]:
+    """yoyo's backend on connections of ours, closed at the end."""
+    from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+    from yoyo.connections import parse_uri
+
+    class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo ships no types
+        def connect(self, dburi: Any) -> "psycopg.Connection[Any]":
+            return _connect(url)
+
+        def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
+            return log_data(migration, operation)
+
+    backend = Backend(parse_uri("postgresql+psycopg://-"), "_yoyo_migration")
+    try:
+        backend.init_database()
+        with backend:
+            yield backend
+    finally:
+        backend.connection.close()

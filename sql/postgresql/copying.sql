@@ -1,0 +1,41 @@
+-- The writing half of `agent-platform copy`.
+
+-- name: write_api_keys(tenant_id, rows)!
+insert into api_keys (tenant_id, id, prefix, hash, label, created_at, revoked_at)
+select :tenant_id, id, prefix, hash, label, created_at, revoked_at
+from json_populate_recordset(cast(null as api_keys), cast(:rows as json));
+
+-- name: write_tools(tenant_id, rows)!
+insert into tools (tenant_id, id, name, description, created_at, updated_at, version)
+select :tenant_id, id, name, description, created_at, updated_at, version
+from json_populate_recordset(cast(null as tools), cast(:rows as json));
+
+-- name: write_agent_ids(tenant_id, rows)!
+insert into agent_ids (tenant_id, id)
+select :tenant_id, id
+from json_populate_recordset(cast(null as agent_ids), cast(:rows as json));
+
+-- name: write_agents(tenant_id, rows)!
+insert into agents (tenant_id, id, name, role, description, created_at, updated_at, version)
+select :tenant_id, id, name, role, description, created_at, updated_at, version
+from json_populate_recordset(cast(null as agents), cast(:rows as json));
+
+-- name: write_agent_tools(tenant_id, rows)!
+insert into agent_tools (tenant_id, agent_id, tool_id)
+select :tenant_id, agent_id, tool_id
+from json_populate_recordset(cast(null as agent_tools), cast(:rows as json));
+
+-- name: write_runs(tenant_id, rows)!
+insert into runs (
+    tenant_id, id, agent_id, agent_name, model, status, prompt_tokens, completion_tokens, created_at, duration_ms,
+    task, response, error, steps, prompt
+)
+select
+    :tenant_id, id, agent_id, agent_name, model, status, prompt_tokens, completion_tokens, created_at,
+    duration_ms, task, response, error, steps, prompt
+from json_populate_recordset(cast(null as runs), cast(:rows as json));
+
+-- name: write_kept_answers(tenant_id, rows)!
+insert into kept_answers (tenant_id, idempotency_key, fingerprint, status, headers, body, created_at)
+select :tenant_id, idempotency_key, fingerprint, status, headers, body, created_at
+from json_populate_recordset(cast(null as kept_answers), cast(:rows as json));

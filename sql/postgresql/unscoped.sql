@@ -1,0 +1,19 @@
+-- The ids that were given last, so that a copy gives none of them again.
+
+-- name: list_last_ids()
+select name, last_id
+from (
+    select 'agent_ids' as name, last_value as last_id, is_called from agent_ids_id_seq
+    union all select 'api_keys', last_value, is_called from api_keys_id_seq
+    union all select 'runs', last_value, is_called from runs_id_seq
+    union all select 'tools', last_value, is_called from tools_id_seq
+) as sequences
+where is_called
+order by name;
+
+-- name: note_last_id(name)!
+-- A sequence is there from the beginning.
+select :name;
+
+-- name: set_last_id(name, last_id)!
+select setval(cast(:name || '_id_seq' as regclass), :last_id);

@@ -1,0 +1,51 @@
+-- The writing half of `agent-platform copy`.
+
+-- name: write_api_keys(tenant_id, rows)!
+insert into api_keys (tenant_id, id, prefix, hash, label, created_at, revoked_at)
+select
+    :tenant_id, value ->> 'id', value ->> 'prefix', value ->> 'hash', value ->> 'label', value ->> 'created_at',
+    value ->> 'revoked_at'
+from json_each(:rows);
+
+-- name: write_tools(tenant_id, rows)!
+insert into tools (tenant_id, id, name, description, created_at, updated_at, version)
+select
+    :tenant_id, value ->> 'id', value ->> 'name', value ->> 'description', value ->> 'created_at',
+    value ->> 'updated_at', value ->> 'version'
+from json_each(:rows);
+
+-- name: write_agent_ids(tenant_id, rows)!
+insert into agent_ids (tenant_id, id)
+select :tenant_id, value ->> 'id'
+from json_each(:rows);
+
+-- name: write_agents(tenant_id, rows)!
+insert into agents (tenant_id, id, name, role, description, created_at, updated_at, version)
+select
+    :tenant_id, value ->> 'id', value ->> 'name', value ->> 'role', value ->> 'description',
+    value ->> 'created_at', value ->> 'updated_at', value ->> 'version'
+from json_each(:rows);
+
+-- name: write_agent_tools(tenant_id, rows)!
+insert into agent_tools (tenant_id, agent_id, tool_id)
+select :tenant_id, value ->> 'agent_id', value ->> 'tool_id'
+from json_each(:rows);
+
+-- name: write_runs(tenant_id, rows)!
+insert into runs (
+    tenant_id, id, agent_id, agent_name, model, status, prompt_tokens, completion_tokens, created_at, duration_ms,
+    task, response, error, steps, prompt
+)
+select
+    :tenant_id, value ->> 'id', value ->> 'agent_id', value ->> 'agent_name', value ->> 'model',
+    value ->> 'status', value ->> 'prompt_tokens', value ->> 'completion_tokens', value ->> 'created_at',
+    value ->> 'duration_ms', value ->> 'task', value ->> 'response', value ->> 'error', value ->> 'steps',
+    value ->> 'prompt'
+from json_each(:rows);
+
+-- name: write_kept_answers(tenant_id, rows)!
+insert into kept_answers (tenant_id, idempotency_key, fingerprint, status, headers, body, created_at)
+select
+    :tenant_id, value ->> 'idempotency_key', value ->> 'fingerprint', value ->> 'status', value ->> 'headers',
+    value ->> 'body', value ->> 'created_at'
+from json_each(:rows);

@@ -1,0 +1,12 @@
+-- The ids that were given last, so that a copy gives none of them again.
+
+-- name: list_last_ids()
+select name, seq as last_id from sqlite_sequence where name in ('api_keys', 'tools', 'agent_ids', 'runs') order by name;
+
+-- name: note_last_id(name)!
+-- SQLite notes a table only when it has given its first id.
+insert into sqlite_sequence (name, seq)
+select :name, 0 where not exists (select 1 from sqlite_sequence where name = :name);
+
+-- name: set_last_id(name, last_id)!
+update sqlite_sequence set seq = :last_id where name = :name and seq < :last_id;

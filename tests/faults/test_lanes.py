@@ -1,0 +1,93 @@
+"""The queues in front of PostgreSQL's connections: nobody is left waiting, and what breaks fails its own work alone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+
+from service.errors import Unavailable
+from service.storage.postgresql_lanes import Job, Lanes
+from tests.support.storage import nothing
+
+
+class Connection:
+    """What the pool lends: once it is broken, it has been taken back, and answers nothing any more."""
+
+    is_broken = False
+
+    def is_closed(self) -> bool:
+        return self._answer()
+
+    def is_in_transaction(self) -> bool:
+        return self._answer()
+
+    def terminate(self) -> None:
+        self._answer()
+
+    def _answer(self) -> bool:
+        if self.is_broken:
+            raise asyncpg.InterfaceError("connection has been released back to the pool")
+        return False
+
+
+class Pool:
+    """Lends as many connections as are wanted; to take one back takes a moment."""
+
+    def __init__(self) -> None:
+        self.lent = 0
+
+    @asynccontextmanager
+    async def acquire(self, **_: float) -> AsyncIterator[Connection]:
+        self.lent += 1
+        yield Connection()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
+def lanes(pool: Any, most: int, work: Callable[[Any, str | None, list[Job]], Any]) -> Lanes:
+    return Lanes(pool, most, 5.0, work, None)
+
+
+def bind(asked: Any) -> Any:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("moments", range(12))
+async def test_what_comes_as_the_connections_are_given_back_is_served_too(moments: int) -> None:
+    async def work(connection: Connection, tenant_id: str | None, jobs: list[Job]) -> None:
+        await asyncio.sleep(0)
+        for job in jobs:
+            job.answer.set_result(tenant_id)
+
+    served = lanes(Pool(), 2, work)
+    first = [served.run(nothing(), bind, tenant) for tenant in ("a", "b")]
+    for _ in range(moments):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        assert await served.run(nothing(), bind, "c") == "c"
+        assert await asyncio.gather(*first) == ["a", "b"]
+        await served.close()
+
+
+async def test_a_connection_that_breaks_fails_its_own_work_and_the_next_one_does_the_rest() -> None:
+    pool = Pool()
+
+    async def work(connection: Connection, tenant_id: str | None, jobs: list[Job]) -> None:
+        await asyncio.sleep(0)
+        if tenant_id == "a":
+            connection.is_broken = True
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        for job in jobs:
+            job.answer.set_result(tenant_id)
+
+    served = lanes(pool, 1, work)
+    answers = [served.run(nothing(), bind, tenant) for tenant in ("a", "b", "c")]
+    async with asyncio.timeout(1):
+        failed, *done = await asyncio.gather(*answers, return_exceptions=True)
+        await served.close()
+    assert isinstance(failed, Unavailable)
+    assert done == ["b", "c"]
+    assert pool.lent == 2

@@ -1,0 +1,185 @@
+"""`agent-platform copy`: from one database to another and back, interrupted, refused, and compared at the end."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from service.config import Config
+from service.resources import resource
+from service.storage import copying
+from service.storage.copying import Copied, CopyError
+from service.storage.engines import engine_of
+from service.storage.queries import load_queries
+from service.storage.scope import Database
+from tests.conftest import KEY_A, KEY_B, Serve
+from tests.support import postgresql
+from tests.support.command import agent_platform
+from tests.support.database import migrated
+from tests.support.http import make_agent, make_tool, run
+
+
+async def opened(database: Path | str) -> Database:
+    engine = engine_of(database)
+    return await engine.open(load_queries(resource("sql"), engine.name))
+
+
+async def move(source: Path | str, target: Path | str, *, resume: bool = False, moved: Callable[[int], None] = id) -> Copied:
+    databases = [await opened(source), await opened(target)]
+    try:
+        return await copying.copy(*databases, resume=resume, moved=moved)
+    finally:
+        for database in databases:
+            await database.close()
+
+
+@pytest.fixture
+def other(engine: str, tmp_path: Path) -> Path | str:
+    """An empty database of the other engine."""
+    if engine == "postgresql":
+        return migrated(tmp_path / "other.db")
+    if postgresql.server() is None:
+        pytest.skip(postgresql.HOW_TO_RUN)
+    return postgresql.emptied()
+
+
+@pytest.fixture
+async def furnished(serve: Serve, config: Config) -> Path | str:
+    """A database of two tenants with something in every table, and gaps where the last of each kind has been deleted."""
+    client = await serve()
+    for key in (KEY_A, KEY_B):
+        tools = [(await make_tool(client, name, key, description="日本語 'quoted'\n\"twice\""))["id"] for name in "abc"]
+        agents = [(await make_agent(client, name, key, tool_ids=tools[:2]))["id"] for name in ("one", "two")]
+        for number in range(4):
+            await run(client, agents[0], f"Say a, b and 🔎 {number}", key)
+        once = key | {"Idempotency-Key": "once"}
+        await client.json("POST", f"/agents/{agents[0]}/run", once, json={"task": "Say it once", "model": "gpt-4o"})
+        await client.json("DELETE", f"/tools/{tools[2]}", key)
+        await client.json("DELETE", f"/agents/{agents[1]}", key)
+    await client.close()
+    return config.database
+
+
+async def answers(serve: Serve, database: Path | str) -> list[object]:
+    """What both tenants read of all that they have."""
+    client = await serve(Config(database=database))
+    read = [
+        await client.json("GET", path, key)
+        for key in (KEY_A, KEY_B)
+        for path in ("/tools", "/agents", "/runs", "/runs?status=completed", "/runs/1", "/agents/1")
+        if key is KEY_A or path[-1] != "1"
+    ]
+    await client.close()
+    return read
+
+
+async def test_a_move_there_and_back_keeps_everything(
+    serve: Serve, furnished: Path | str, other: Path | str, tmp_path: Path
+) -> None:
+    before = await answers(serve, furnished)
+    there = await move(furnished, other)
+    assert there.tenants == 2
+    assert there.rows == 26
+    assert await answers(serve, other) == before
+    back = migrated(tmp_path / "back.db")
+    assert await move(other, back) == there
+    assert await answers(serve, back) == before
+
+
+async def test_ids_that_were_given_are_not_given_again_after_a_move(
+    serve: Serve, furnished: Path | str, other: Path | str
+) -> None:
+    await move(furnished, other)
+    client = await serve(Config(database=other))
+    assert (await make_tool(client, "new"))["id"] == 7
+    assert (await make_agent(client, "new"))["id"] == 5
+    # and what was answered once is said again
+    once = KEY_A | {"Idempotency-Key": "once"}
+    response = await client.post("/agents/1/run", headers=once, json={"task": "Say it once", "model": "gpt-4o"})
+    assert response.headers["Idempotency-Replayed"] == "true"
+
+
+async def test_a_move_that_was_interrupted_is_refused_and_resumed(
+    furnished: Path | str, other: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_BATCH", 1)
+    monkeypatch.setattr(copying, "_LARGEST_RUNS", 2)
+    batches, rows = 0, 0
+
+    def interrupt(count: int) -> None:
+        nonlocal batches, rows
+        batches, rows = batches + 1, rows + count
+        if batches == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await move(furnished, other, moved=interrupt)
+    with pytest.raises(CopyError, match="--resume"):
+        await move(furnished, other)
+    again = 0
+
+    def count_again(count: int) -> None:
+        nonlocal again
+        again += count
+
+    done = await move(furnished, other, resume=True, moved=count_again)
+    # each row is compared once, and moved once in both attempts together
+    assert again == 2 * done.rows - rows
+
+
+async def test_a_target_that_differs_is_found_out(furnished: Path | str, other: Path | str) -> None:
+    await move(furnished, other)
+    change = "update runs set prompt = 'another' where tenant_id = 'tenant_b' and id = 6"
+    if isinstance(other, str):
+        with psycopg.connect(other, autocommit=True) as connection:
+            connection.execute(change)
+    else:
+        with closing(sqlite3.connect(other, isolation_level=None)) as connection:
+            connection.execute(change)
+    with pytest.raises(CopyError, match="The tenant tenant_b has other rows in runs"):
+        await move(furnished, other, resume=True)
+
+
+@pytest.mark.embedded
+def test_every_table_and_column_is_moved(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        tables = {
+            name
+            for (name,) in connection.execute("select name from sqlite_master where type = 'table'")
+            if "yoyo" not in name and not name.startswith("sqlite_")
+        }
+        assert tables == {*copying._TABLES, "tenants", "run_counts"}
+        for table in copying._TABLES:
+            columns = {row[1] for row in connection.execute(f"pragma table_info({table})")} - {"tenant_id"}
+            cursor = connection.execute(
+                load_queries(resource("sql"), "sqlite")[f"read_{table}"].sql,
+                {"tenant_id": "", "limit": 1, **copying._TABLES[table]},
+            )
+            assert {column[0] for column in cursor.description} == columns, table
+
+
+async def test_the_command_moves_and_says_what(furnished: Path | str, other: Path | str) -> None:
+    done = agent_platform("copy", "--from", str(furnished), "--to", str(other))
+    assert done.returncode == 0, done.stderr
+    assert "Moved 2 tenants with " in done.stdout
+    assert "both have the checksum" in done.stdout
+    again = agent_platform("copy", "--from", str(furnished), "--to", str(other))
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "The target isn't empty." in again.stderr
+
+
+async def test_what_can_not_be_moved_is_one_line(furnished: Path | str, tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("no database at all, but long enough to be looked at" * 30)
+    for arguments, said in (
+        (("--from", str(tmp_path / "missing.db"), "--to", str(tmp_path / "new.db")), "There is no database"),
+        (("--from", str(tmp_path / "text.db"), "--to", str(tmp_path / "new.db")), "can't be read as a database"),
+        (("--from", str(furnished), "--to", "postgresql://postgres@127.0.0.1:1/nowhere"), "can't be reached"),
+        (("--from", str(furnished)), "Missing option '--to'"),
+    ):
+        done = agent_platform("copy", *arguments)
+        assert done.returncode != 0
+        assert done.stderr.strip().count("\n") == 0, done.stderr
+        assert said in done.stderr
