@@ -508,12 +508,15 @@ async def test_runs_cannot_be_made_changed_or_deleted_by_hand(client: Client) ->
     assert (await client.json("GET", "/runs"))["items"] == [done]
 
 
+# on a database of its own
+@pytest.mark.embedded
 async def test_a_run_whose_commit_was_not_answered_stays_counted(
     serve: Serve, shared_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be stored: who is told 503 and tries again has had two runs of the limit."""
     client = await serve(Config(database=shared_database))
-    await make_agent(client)
+    agent = (await make_agent(client))["id"]
+    path = f"/agents/{agent}/run"
     execute = asyncpg.Connection.execute
 
     async def lost(self: asyncpg.Connection, query: str, *arguments: Any, **more: Any) -> Any:
@@ -524,7 +527,7 @@ async def test_a_run_whose_commit_was_not_answered_stays_counted(
 
     with monkeypatch.context() as patch:
         patch.setattr(asyncpg.Connection, "execute", lost)
-        assert (await run(client)).status == 503
-    again = await run(client)
+        assert (await client.post(path, json=TASK, headers=KEY_A)).status == 503
+    again = await client.post(path, json=TASK, headers=KEY_A)
     assert (again.status, again.headers["RateLimit"].split(";")[1]) == (200, "r=3")
     assert (await client.json("GET", "/runs"))["total"] == 2
