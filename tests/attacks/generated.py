@@ -25,11 +25,12 @@ from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.schemas import BaseSchema
 
 from service.config import Config
+from service.contract import load_spec
 from tests.attacks import databases
 from tests.attacks.databases_base import Store
 from tests.attacks.generated_refusals import Refusals
 from tests.attacks.generated_server import Served
-from tests.support.contract import Contract, load_spec
+from tests.support.contract import SPEC_FILE, Contract
 
 _TENANTS = ("tenant_a", "tenant_b")
 # far more than any run sends
@@ -195,7 +196,8 @@ def _settings(
 
 
 def _schema(settings: Mapping[str, Any], refusals: Refusals) -> BaseSchema:
-    schema = schemathesis.openapi.from_dict(load_spec(), config=SchemathesisConfig.from_dict(dict(settings)))
+    config = SchemathesisConfig.from_dict(dict(settings))
+    schema = schemathesis.openapi.from_dict(load_spec(SPEC_FILE.parent), config=config)
 
     def filter_failure(context: HookContext, failure: Failure, case: Case, response: Response) -> bool:
         return not (isinstance(failure, RejectedPositiveData) and refusals.reason(case, response))

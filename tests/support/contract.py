@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from openapi_schema_validator import OAS30Validator, oas30_format_checker
+
+from service.contract import load_spec
 
 SPEC_FILE = Path(__file__).parents[2] / "openapi" / "openapi.yaml"
 METHODS = ("get", "put", "post", "delete", "patch")
@@ -15,18 +16,11 @@ PAGES = ("/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/metrics")
 PROBLEM = "application/problem+json"
 
 
-def load_spec() -> dict[str, Any]:
-    """openapi.yaml, by the parser in C where there is one: the other one takes a second."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    spec: dict[str, Any] = yaml.load(SPEC_FILE.read_bytes(), Loader=loader)
-    return spec
-
-
 class Contract:
     """The spec, ready to be asked whether an answer is one that it describes."""
 
     def __init__(self) -> None:
-        self.spec = load_spec()
+        self.spec = load_spec(SPEC_FILE.parent)
         # each with its schema, so that no other one gets the same id
         self._validators: dict[int, tuple[dict[str, Any], OAS30Validator]] = {}
         self._paths = [(re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), path) for path in self.spec["paths"]]
