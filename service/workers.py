@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 import time
@@ -29,6 +30,8 @@ _HANGS = 30
 _ENDS = int(FINISH + 2 * GRACE) + 6
 # between two attempts to begin, in seconds
 _PAUSE = 0.5
+# what tells a process to stop
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +131,18 @@ class Worker(GunicornUVLoopWebWorker):
         self._notify_waiter_done()
 
 
+class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's arbiter, but what it tells a worker that was only just born is not lost."""
+
+    def spawn_worker(self) -> Any:
+        # until a worker handles signals itself, it has the handlers of this process, which would put them where nobody looks
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            return super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Workers(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn with our settings instead of a file and a command line of its own."""
 
@@ -154,10 +169,15 @@ class Workers(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
         for name, value in settings.items():
             self.cfg.set(name, value)
 
+    def run(self) -> None:
+        Master(self).run()
+
     def load(self) -> Any:
         """What each worker makes its runner with, after the fork."""
 
         async def runner(listening: Sequence[socket.socket]) -> web.AppRunner:
+            # the loop that runs listens to them now; uvloop forgets what comes before that
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
             app = make_app(self._config)
             if self._config.log_level in ("debug", "info"):
                 app[ACCESS_LOG] = AccessLog(sys.stderr)

@@ -48,11 +48,12 @@ def database(server: Cluster) -> str:
 
 @pytest.fixture
 def start(database: str, store: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts so many workers on the database; with a file, their model waits for as long as that is there."""
+    """Starts so many workers on the database; with a file, their model waits for as long as that is there, and each is
+    born after so many seconds."""
     with ExitStack() as groups:
 
-        def begin(count: int, *, hold: Path | None = None) -> Group:
-            held = ["tests.support.workers", database, str(count), str(hold)]
+        def begin(count: int, *, hold: Path | None = None, birth: float = 0) -> Group:
+            held = ["tests.support.workers", database, str(count), str(hold), str(birth)]
             command = held if hold else serve_command(database, store, count)
             return groups.enter_context(Group(command, tmp_path / "serve.log"))
 
@@ -240,6 +241,18 @@ async def test_every_write_that_was_acknowledged_before_the_stop_is_there_and_no
     clients.check(database)
     log = group.log.read_text()
     assert [each for each in clients.request_ids if each not in log] == []
+
+
+async def test_a_stop_is_heard_by_a_worker_that_is_just_being_born(start: Start, tmp_path: Path) -> None:
+    group = start(WORKERS, hold=tmp_path / "nothing", birth=1)
+    async with asyncio.timeout(5):
+        while len(group.pids()) < WORKERS:  # noqa: ASYNC110  # nothing announces it
+            await asyncio.sleep(0.01)
+    began = time.monotonic()
+    group.process.terminate()
+    assert await group.ends() == 0
+    # gunicorn kills those that did not hear of it after ten seconds
+    assert time.monotonic() - began < 9
 
 
 async def test_a_reload_refuses_no_connection_and_no_request_and_replaces_every_worker(

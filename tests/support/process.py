@@ -47,8 +47,13 @@ class Service:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(timeout=10)
-        self.process.stdout.close()
+        try:
+            code = self.process.wait(timeout=10)
+        finally:
+            # one that did not end would disturb the tests that come after
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
         # a test may have taken its folder away
         log = self.log.read_text() if self.log.exists() else ""
         assert code == 0, log

@@ -1,6 +1,7 @@
 """`serve --workers N` as an operator sees it: one process, its workers, and what becomes of them.
 
-`python -m tests.support.workers URL WORKERS HOLD` serves with a model that is held up for as long as the file HOLD is there.
+`python -m tests.support.workers URL WORKERS HOLD BIRTH` serves with a model that is held up for as long as the file HOLD is
+there, and each worker takes BIRTH seconds before it handles anything.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -126,9 +128,16 @@ def main() -> None:
     from service.storage.engines import engine_of
     from tests.attacks.held_server import Held
 
-    database, count, hold = sys.argv[1:]
+    database, count, hold, birth = sys.argv[1:]
     config = Config(port=0, database=database, workers=int(count), rate_limit=1_000_000, log_level="warning")
     engine_of(database).migrate(resource("migrations"))
+    begins = workers.Worker.init_process
+
+    def later(self: workers.Worker) -> None:
+        time.sleep(float(birth))
+        begins(self)
+
+    workers.Worker.init_process = later
     workers.make_app = partial(make_app, models=ModelRegistry({"gpt-4o": Held(Path(hold))}))
     workers.serve(config, partial(print, flush=True))
 
