@@ -142,7 +142,8 @@ def copy(source: Path | str, target: Path | str, resume: bool) -> None:
         async with AsyncExitStack() as opened:
             databases = []
             for engine in (one, other):
-                databases.append(await engine.open(load_queries(resource("sql"), engine.name)))
+                queries = load_queries(resource("sql"), engine.name)
+                databases.append(await engine.open(queries, for_long_queries=True))
                 opened.push_async_callback(databases[-1].close)
             # each row is moved once and compared once
             total = 2 * await total_rows(databases[0])

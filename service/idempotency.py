@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from service.errors import KeyReused, UnderWay
+from service.errors import KeyReused, TooManyRuns, UnderWay
 from service.storage.scope import Scope
 from service.storage.units import T, Unit, ask
 from service.times import utc_now
@@ -125,6 +125,11 @@ class Retries:
                 try:
                     with suppress(_AnsweredMeanwhile):
                         return self._render(await work(_KeepingScope(tenant, key, fingerprint, self._render))), False
+                except TooManyRuns:
+                    # what filled the window may have been this very request, in another process
+                    if kept := await self._kept(tenant, key, fingerprint):
+                        return kept, True
+                    raise
                 finally:
                     retry.at_work = None
                     retry.ended += 1

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from service.config import Config
@@ -20,6 +19,10 @@ from tests.support import postgresql
 from tests.support.command import agent_platform
 from tests.support.database import migrated
 from tests.support.http import make_agent, make_tool, run
+from tests.support.storage import execute, rows
+
+TIME = "2026-01-01T00:00:00.000000Z"
+TOOL_COLUMNS = "(tenant_id, id, name, description, created_at, updated_at)"
 
 
 async def opened(database: Path | str) -> Database:
@@ -105,14 +108,14 @@ async def test_ids_that_were_given_are_not_given_again_after_a_move(
 async def test_a_move_that_was_interrupted_is_refused_and_resumed(
     furnished: Path | str, other: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "_BATCH", 1)
-    monkeypatch.setattr(copying, "_LARGEST_RUNS", 2)
-    batches, rows = 0, 0
+    for bound in ("_BATCH", "_FIRST"):
+        monkeypatch.setattr(copying, bound, 2)
+    batches = 0
 
     def interrupt(count: int) -> None:
-        nonlocal batches, rows
-        batches, rows = batches + 1, rows + count
-        if batches == 12:
+        nonlocal batches
+        batches += 1
+        if batches == 10:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -126,21 +129,67 @@ async def test_a_move_that_was_interrupted_is_refused_and_resumed(
         again += count
 
     done = await move(furnished, other, resume=True, moved=count_again)
-    # each row is compared once, and moved once in both attempts together
-    assert again == 2 * done.rows - rows
+    # each row is compared at the end; and before that it was there as it should be, or was moved
+    assert again == 2 * done.rows
 
 
-async def test_a_target_that_differs_is_found_out(furnished: Path | str, other: Path | str) -> None:
-    await move(furnished, other)
-    change = "update runs set prompt = 'another' where tenant_id = 'tenant_b' and id = 6"
-    if isinstance(other, str):
-        with psycopg.connect(other, autocommit=True) as connection:
-            connection.execute(change)
-    else:
-        with closing(sqlite3.connect(other, isolation_level=None)) as connection:
-            connection.execute(change)
+async def test_a_target_that_comes_to_differ_is_found_out_at_the_end(furnished: Path | str, other: Path | str) -> None:
+    def change(count: int) -> None:
+        if rows(other, "select 1 from kept_answers where tenant_id = 'tenant_b'"):
+            execute(other, "update runs set prompt = 'another' where tenant_id = 'tenant_b' and id = 6")
+
     with pytest.raises(CopyError, match="The tenant tenant_b has other rows in runs"):
+        await move(furnished, other, moved=change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        f"update tenants set created_at = '{TIME}' where id = 'tenant_b'",
+        "update runs set prompt = 'another' where tenant_id = 'tenant_b' and id = 6",
+        "delete from kept_answers where tenant_id = 'tenant_a'; delete from runs where tenant_id = 'tenant_a' and id < 3",
+        f"insert into tools {TOOL_COLUMNS} values ('tenant_a', 99, 'new', 'x', '{TIME}', '{TIME}')",
+    ],
+)
+async def test_what_no_interrupted_move_has_left_is_not_written_to(
+    furnished: Path | str, other: Path | str, change: str
+) -> None:
+    await move(furnished, other)
+    # something is missing, too, that would be written
+    for each in ("delete from agent_tools", *change.split("; ")):
+        execute(other, each)
+    before = everything(other)
+    with pytest.raises(CopyError, match="isn't what an interrupted move"):
         await move(furnished, other, resume=True)
+    assert everything(other) == before
+
+
+async def test_a_target_that_another_one_writes_to_meanwhile_is_one_sentence(
+    furnished: Path | str, other: Path | str
+) -> None:
+    def add(count: int) -> None:
+        if not rows(other, "select 1 from tenants where id = 'tenant_b'"):
+            execute(other, f"insert into tenants (id, created_at) values ('tenant_b', '{TIME}')")
+            execute(other, f"insert into tools {TOOL_COLUMNS} values ('tenant_b', 3, 'a', 'x', '{TIME}', '{TIME}')")
+
+    with pytest.raises(CopyError, match="it is written to by others"):
+        await move(furnished, other, moved=add)
+
+
+async def test_large_rows_are_moved_few_at_a_time(
+    furnished: Path | str, other: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(furnished, "update runs set prompt = '" + "long " * 10_000 + "'")
+    monkeypatch.setattr(copying, "_LARGE", 125_000)
+    monkeypatch.setattr(copying, "_FIRST", 1)
+    batches: list[int] = []
+    await move(furnished, other, moved=batches.append)
+    # five runs of each tenant, moved and compared: one to see how large they are, and then two at a time
+    assert batches.count(2) >= 8
+
+
+def everything(database: Path | str) -> list[object]:
+    return [rows(database, f"select * from {table} order by 1, 2") for table in ("tenants", *copying._TABLES)]
 
 
 @pytest.mark.embedded

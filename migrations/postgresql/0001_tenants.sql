@@ -6,23 +6,28 @@
 -- Two roles, neither of which owns anything or can log in; the service changes into them after it has connected.
 --   agent_platform_tenant    sees the rows of one tenant, the one that the transaction says (row-level security below);
 --   agent_platform_operator  sees tenants and keys, to find whose a key is; of what tenants own it sees nothing.
--- Roles belong to the whole cluster, so that another database may have made them, perhaps at this moment.
+-- Roles belong to the whole cluster: another database may have made them, perhaps at this moment, and whoever has been given them
+-- needs no right to make roles.
 do $$
+declare
+    -- from PostgreSQL 16 on, to have a role does not mean that one may change into it
+    needed constant text := case when current_setting('server_version_num')::int >= 160000 then 'set' else 'member' end;
+    wanted text;
 begin
-    create role agent_platform_tenant nologin;
-exception when duplicate_object or unique_violation then null;
-end
-$$;
-do $$
-begin
-    create role agent_platform_operator nologin;
-exception when duplicate_object or unique_violation then null;
-end
-$$;
-do $$
-begin
-    execute format('grant agent_platform_tenant, agent_platform_operator to %I', current_user);
-exception when unique_violation then null;
+    foreach wanted in array array['agent_platform_tenant', 'agent_platform_operator'] loop
+        begin
+            if not exists (select from pg_roles where rolname = wanted) then
+                execute format('create role %I nologin', wanted);
+            end if;
+        exception when duplicate_object or unique_violation then null;
+        end;
+        begin
+            if not pg_has_role(current_user, wanted, needed) then
+                execute format('grant %I to %I', wanted, current_user);
+            end if;
+        exception when unique_violation then null;
+        end;
+    end loop;
 end
 $$;
 grant usage on schema public to agent_platform_tenant, agent_platform_operator;

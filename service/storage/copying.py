@@ -4,7 +4,7 @@ It goes through the tenants' own views, in batches that are committed whole and 
 the target says how far an interrupted move has come, and it goes on from there.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from service.storage.scope import Database, Scope, Unscoped
-from service.storage.units import Row, Unit, ask
+from service.storage.units import ForeignKeyViolation, Row, UniqueViolation, Unit, ask
 
 # the tables in an order in which nothing refers to what is not there yet, each with what comes before its first key
 _TABLES: dict[str, Row] = {
@@ -24,9 +24,11 @@ _TABLES: dict[str, Row] = {
     "runs": {"id": 0},
     "kept_answers": {"idempotency_key": ""},
 }
-# rows of a batch, which is one commit; those of runs are large
-_BATCH = 2_000
-_LARGEST_RUNS = 500
+# rows of a batch, which is one commit: so many at the most, and fewer where they are large, in bytes of JSON
+_BATCH = 500
+_LARGE = 2**21
+# the first batch, of which nobody knows how large its rows are
+_FIRST = 100
 
 
 class CopyError(Exception):
@@ -48,11 +50,14 @@ async def total_rows(source: Database) -> int:
 
 
 async def copy(source: Database, target: Database, *, resume: bool, moved: Callable[[int], None]) -> Copied:
-    """Moves everything, and compares it; `moved` is told how many rows have been moved or compared since the last time.
+    """Moves everything, and compares it; `moved` is told of each row twice: when it is in the target, and found equal.
 
-    Raises CopyError for a target that isn't empty, unless a move is resumed, and where the two differ at the end.
+    Raises CopyError for a target that isn't empty, unless a move is resumed; for one that is not what an interrupted move
+    left, before anything is changed; and where the two differ at the end.
     """
-    if not resume and await _tenants(target):
+    if resume:
+        await _compare_what_is_there(source, target, moved)
+    elif await _tenants(target):
         raise CopyError(
             "The target isn't empty. Choose an empty database, or go on with a move that was interrupted: --resume."
         )
@@ -65,15 +70,47 @@ async def copy(source: Database, target: Database, *, resume: bool, moved: Calla
 
 
 async def _copy(source: Scope, target: Scope, table: str, before: Row, moved: Callable[[int], None]) -> None:
-    last = await target.one(f"last_{table}") or before
-    while rows := await _batch(source, table, last):
-        await target.write(_rows(table, rows))
-        last = {name: rows[-1][name] for name in before}
+    async for rows in _batches(source, table, before, await target.one(f"last_{table}")):
+        try:
+            await target.write(_rows(table, rows))
+        except (UniqueViolation, ForeignKeyViolation):
+            raise CopyError(
+                f"Rows of {table} of the tenant {source.tenant_id} don't fit in the target: it is written to by others."
+            ) from None
         moved(len(rows))
 
 
-async def _batch(view: Scope, table: str, last: Row) -> list[Row]:
-    return await view.many(f"read_{table}", **last, limit=_LARGEST_RUNS if table == "runs" else _BATCH)
+async def _batches(view: Scope, table: str, before: Row, last: Row | None = None) -> AsyncIterator[list[Row]]:
+    """The rows behind `last` in the order of their keys; after a large batch come fewer rows, after a small one more."""
+    at, limit = last or before, _FIRST
+    while rows := await view.many(f"read_{table}", **at, limit=limit):
+        yield rows
+        at = {name: rows[-1][name] for name in before}
+        bytes_a_row = len(orjson.dumps(rows)) // len(rows) + 1
+        limit = max(1, min(_BATCH, 4 * limit, _LARGE // bytes_a_row))
+
+
+async def _compare_what_is_there(source: Database, target: Database, moved: Callable[[int], None]) -> None:
+    """Raises CopyError unless all that the target has is the beginning of what the source has, table by table."""
+    tenants = {tenant["id"]: tenant["created_at"] for tenant in await _tenants(source)}
+    for tenant in await _tenants(target):
+        if tenants.get(tenant["id"]) != tenant["created_at"]:
+            raise _other_move(tenant["id"])
+        views = _view(target, tenant["id"]), _view(source, tenant["id"])
+        for table, before in _TABLES.items():
+            last = before
+            async for rows in _batches(views[0], table, before):
+                if rows != await views[1].many(f"read_{table}", **last, limit=len(rows)):
+                    raise _other_move(tenant["id"])
+                last = {name: rows[-1][name] for name in before}
+                moved(len(rows))
+
+
+def _other_move(tenant_id: str) -> CopyError:
+    return CopyError(
+        f"The target isn't what an interrupted move from this source has left: its tenant {tenant_id} differs. "
+        "Nothing was changed. Choose an empty database."
+    )
 
 
 async def _compare(source: Database, target: Database, moved: Callable[[int], None]) -> Copied:
@@ -93,10 +130,10 @@ async def _compare(source: Database, target: Database, moved: Callable[[int], No
 
 async def _checksum(view: Scope, table: str, before: Row, moved: Callable[[int], None]) -> tuple[int, bytes]:
     """How many rows there are, and the SHA-256 of all of them in the order of their keys."""
-    count, hashed, last = 0, sha256(), before
-    while rows := await _batch(view, table, last):
-        hashed.update(orjson.dumps(rows))
-        last = {name: rows[-1][name] for name in before}
+    count, hashed = 0, sha256()
+    async for rows in _batches(view, table, before):
+        for row in rows:
+            hashed.update(orjson.dumps(row))
         count += len(rows)
         moved(len(rows))
     return count, hashed.digest()

@@ -16,6 +16,8 @@ _SETTINGS = {
     *("host", "port", "dbname", "user", "password", "passfile", "target_session_attrs", "application_name", "options"),
     *("sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "ssl_min_protocol_version", "ssl_max_protocol_version"),
 }
+# seconds that a query may take for a command that has time
+_LONG = 600.0
 
 
 class Engine(ABC):
@@ -44,8 +46,11 @@ class Engine(ABC):
         """The ids of the migrations that this version has."""
 
     @abstractmethod
-    async def open(self, queries: Mapping[str, Query]) -> Database:
-        """The migrated database, open. Raises Unavailable."""
+    async def open(self, queries: Mapping[str, Query], *, for_long_queries: bool = False) -> Database:
+        """The migrated database, open; for the service, which waits for no query long, or for a command that does.
+
+        Raises Unavailable, and MigrationError where whoever connects may not do what the service does.
+        """
 
     @abstractmethod
     def __str__(self) -> str:
@@ -78,7 +83,7 @@ class Embedded(Engine):
     def known(self, folder: Path) -> frozenset[str]:
         return migrations.known_migrations(folder)
 
-    async def open(self, queries: Mapping[str, Query]) -> Database:
+    async def open(self, queries: Mapping[str, Query], *, for_long_queries: bool = False) -> Database:
         from service.storage.sqlite import SqliteDatabase
 
         return await SqliteDatabase.open(self.path, queries)
@@ -114,10 +119,11 @@ class Postgresql(Engine):
     def known(self, folder: Path) -> frozenset[str]:
         return migrations.known_migrations(folder / self.name)
 
-    async def open(self, queries: Mapping[str, Query]) -> Database:
+    async def open(self, queries: Mapping[str, Query], *, for_long_queries: bool = False) -> Database:
         from service.storage.postgresql import PostgresqlDatabase
 
-        return await PostgresqlDatabase.open(self.url, queries)
+        patience = {"patience": _LONG} if for_long_queries else {}
+        return await PostgresqlDatabase.open(self.url, queries, **patience)
 
     def __str__(self) -> str:
         from service.storage.postgresql_migrations import shown

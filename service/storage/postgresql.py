@@ -9,19 +9,19 @@ transaction begins the next one where more is waiting, and a unit that is alone 
 """
 
 import asyncio
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
-import orjson
 
 from service.errors import OutcomeUnknown, Unavailable
+from service.storage.migrations import MigrationError
 from service.storage.postgresql_errors import PASSING, meant
 from service.storage.postgresql_lanes import Job, Lanes
-from service.storage.queries import Query, Shape
+from service.storage.postgresql_queries import PostgresqlQuery
+from service.storage.queries import Query
 from service.storage.scope import Bind
 from service.storage.units import Ask, T, Unit
 
@@ -37,15 +37,6 @@ _PATIENCE = 5.0
 _PREPARED = """prepare reads(text) as select set_config('agent_platform.tenant_id', $1, true);
 prepare writes(text) as select set_config('agent_platform.tenant_id', $1, true),
     pg_advisory_xact_lock(hashtextextended($1, 7203))"""
-# A query that reads, for several sets of values in one round trip, which is one transaction: a row says by its number whose
-# it is. Each says first for which tenant the transaction is: what a filter that looks at no row holds back is not begun
-# before it has let it pass, and `offset 0` keeps apart what the query itself asks of no row.
-_OF_MANY = """
-with entered as materialized (select set_config('agent_platform.tenant_id', {tenant}, true))
-select cast({number} as bigint) as "#", one.*
-from (select * from ({sql}) as asked offset 0) as one
-where (select count(*) from entered) > 0
-"""
 _SETTINGS = {
     "application_name": "agent-platform",
     # one plan for all values: every query has the index that it needs, and planning each time would cost more than most run
@@ -56,13 +47,8 @@ _SETTINGS = {
     **dict.fromkeys(("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin"), "off"),
     # a connection that is cut off in the middle of a transaction lets go of its locks
     "idle_in_transaction_session_timeout": "10000",
-    "statement_timeout": "5000",
     "lock_timeout": "5000",
 }
-
-_VARIABLE = re.compile(r"(?<![:\w]):(\w+)")
-# what becomes of a column, by the second word of its name
-_CONVERTED: Mapping[str, Callable[[str], Any]] = {"[json]": orjson.Fragment, "[parsed]": orjson.loads}
 
 
 class PostgresqlDatabase:
@@ -71,28 +57,36 @@ class PostgresqlDatabase:
     def __init__(self, queries: Mapping[str, Query], pool: asyncpg.Pool) -> None:
         self.queries = queries
         self._pool = pool
-        self._statements = {name: _Statement(query) for name, query in queries.items()}
+        self._statements = {name: PostgresqlQuery(query) for name, query in queries.items()}
         self._readers = Lanes(pool, _READERS, _PATIENCE, self._read_each, _SLOW)
         # one transaction at a time writes for a tenant
         self._writers = Lanes(pool, _WRITERS, _PATIENCE, self._commit, None)
 
     @classmethod
-    async def open(cls, url: str, queries: Mapping[str, Query]) -> "PostgresqlDatabase":
-        """Connects to the database at `url`, which has been migrated. Raises Unavailable where it does not answer."""
+    async def open(cls, url: str, queries: Mapping[str, Query], patience: float = _PATIENCE) -> "PostgresqlDatabase":
+        """Connects to the database at `url`, which has been migrated; a statement may take `patience` seconds.
+
+        Raises Unavailable where it does not answer, MigrationError where the user may not become what it has to become.
+        """
         try:
             pool = await asyncpg.create_pool(
                 url,
                 min_size=1,
                 max_size=_READERS + _WRITERS,
                 timeout=_PATIENCE,
-                command_timeout=_PATIENCE,
+                command_timeout=patience,
                 statement_cache_size=256,
                 max_cached_statement_lifetime=0,
-                server_settings=_SETTINGS,
+                server_settings=_SETTINGS | {"statement_timeout": str(round(patience * 1000))},
                 init=_make_ready,
                 # each transaction says all that it needs, and leaves nothing behind
                 reset=_leave_as_it_is,
             )
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise MigrationError(
+                f"The database can't be served: {error}. Connect as the user who migrated it, or let that one run: "
+                "grant agent_platform_tenant, agent_platform_operator to USER."
+            ) from error
         except (*PASSING, asyncpg.PostgresError) as error:
             raise Unavailable from error
         return cls(queries, pool)
@@ -238,64 +232,9 @@ class _Asked:
     """What a unit asks for and waits for."""
 
     job: Job
-    statement: "_Statement"
+    statement: PostgresqlQuery
     parameters: Mapping[str, Any]
     is_last: bool
-
-
-class _Statement:
-    """A query in PostgreSQL's words: its parameters numbered, its columns converted as their names say."""
-
-    def __init__(self, query: Query) -> None:
-        self.writes = query.writes
-        # of few rows, and none of them long: many answers may be in memory at once
-        self.is_small = query.shape in (Shape.ONE, Shape.VALUE) and not query.writes
-        self._shape = query.shape
-        self._parameters = query.parameters
-        numbers = {name: f"${number}" for number, name in enumerate(query.parameters, 1)}
-        self._sql = _VARIABLE.sub(lambda found: numbers[found[1]], query.sql)
-        number, tenant = (f"${len(numbers) + more}" for more in (1, 2))
-        self._sql_of_many = _OF_MANY.format(sql=self._sql, number=number, tenant=tenant)
-        # known when the first row is
-        self._columns: list[tuple[str, Callable[[str], Any] | None]] = []
-
-    async def run(self, connection: asyncpg.Connection, parameters: Mapping[str, Any]) -> Any:
-        arguments = [parameters[name] for name in self._parameters]
-        if self._shape is Shape.COUNT:
-            return int((await connection.execute(self._sql, *arguments)).rpartition(" ")[2])
-        if self._shape is Shape.VALUE:
-            return await connection.fetchval(self._sql, *arguments)
-        rows = await connection.fetch(self._sql, *arguments)
-        if self._shape is Shape.ONE:
-            return self._row(rows[0], 0) if rows else None
-        return [self._row(row, 0) for row in rows]
-
-    async def read_each(
-        self, connection: asyncpg.Connection, tenant_id: str | None, asked: Sequence[Mapping[str, Any]]
-    ) -> list[Any]:
-        """The answer to each of `asked`, for the tenant, in a transaction of their own where none has begun."""
-        if tenant_id is None or self.writes:
-            return [await self.run(connection, each) for each in asked]
-        arguments = [[*(each[name] for name in self._parameters), number, tenant_id] for number, each in enumerate(asked)]
-        found: list[list[Any]] = [[] for _ in asked]
-        for row in await connection.fetchmany(self._sql_of_many, arguments):
-            found[row[0]].append(row[1] if self._shape is Shape.VALUE else self._row(row, 1))
-        return found if self._shape is Shape.MANY else [rows[0] if rows else None for rows in found]
-
-    async def run_together(self, connection: asyncpg.Connection, asked: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """The row that each of `asked` makes; they can't be told apart where one makes none."""
-        arguments = [[each[name] for name in self._parameters] for each in asked]
-        return [self._row(row, 0) for row in await connection.fetchmany(self._sql, arguments)]
-
-    def _row(self, row: asyncpg.Record, first: int) -> dict[str, Any]:
-        """The row from its column number `first` on."""
-        if not self._columns:
-            split = [key.partition(" ") for key in list(row.keys())[first:]]
-            self._columns = [(name, _CONVERTED.get(how)) for name, _, how in split]
-        return {
-            name: value if convert is None or value is None else convert(value)
-            for (name, convert), value in zip(self._columns, row[first:], strict=True)
-        }
 
 
 async def _make_ready(connection: asyncpg.Connection) -> None:

@@ -33,7 +33,7 @@ RELEASED: dict[str, dict[str, str]] = {
         "0007_keys_by_tenant.sql": "55028484469c6ec20b4a2dbf67366dd75b0e45fdbdcc9c8dba8802827500e169",
     },
     "postgresql": {
-        "0001_tenants.sql": "3b17f2d0132d8057f96dfef7640e449b71627530f14f8e787e4839d8509346a3",
+        "0001_tenants.sql": "a97ef005816cceba4dc0d76a1eedc2dda987b548427111ca603f3b53df07172b",
         "0002_tools_and_agents.sql": "8297a529904a5e1e342ae15f13fb3df2e0bb228594a1e27b3460a55748075a47",
         "0003_runs.sql": "472e996a7c39e36ff8f61f500aba55733b15c1504123e6d5553e447e5aa89776",
         "0004_kept_answers.sql": "acc8980389f63ac2a8d8bb3f050a003f82a1bd7706f329d1ed1746da840f4f67",

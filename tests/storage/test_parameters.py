@@ -4,7 +4,7 @@ import asyncpg
 import pytest
 
 from service.resources import resource
-from service.storage.postgresql import _Statement
+from service.storage.postgresql_queries import PostgresqlQuery
 from service.storage.queries import load_queries
 from tests.conftest import Client
 
@@ -15,7 +15,7 @@ async def test_no_parameter_is_too_small_for_an_id(shared_database: str) -> None
     connection = await asyncpg.connect(shared_database)
     try:
         for name, query in load_queries(resource("sql"), "postgresql").items():
-            types = (await connection.prepare(_Statement(query)._sql)).get_parameters()
+            types = (await connection.prepare(PostgresqlQuery(query)._sql)).get_parameters()
             found = {parameter: each.name for parameter, each in zip(query.parameters, types, strict=True)}
             assert set(found.values()) <= {"text", "int8", "json"}, f"{name}: {found}"
     finally:

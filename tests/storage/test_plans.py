@@ -15,7 +15,8 @@ import pytest
 
 from service.resources import resource
 from service.storage.engines import engine_of
-from service.storage.postgresql import _SETTINGS, _Statement
+from service.storage.postgresql import _SETTINGS
+from service.storage.postgresql_queries import PostgresqlQuery
 from service.storage.queries import Query, load_queries
 from tests.support import postgresql
 from tests.support.database import migrated
@@ -136,7 +137,7 @@ def nodes(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def explained(session: "psycopg.Connection[Any]", query: Query) -> list[dict[str, Any]]:
     """The steps of the plan for any values, as the service would have it: by its roles, under row-level security."""
-    statement = _Statement(query)
+    statement = PostgresqlQuery(query)
     # as a tenant's reads are run; the rest is run as it stands
     is_wrapped = query.scoped and not query.writes
     sql = statement._sql_of_many if is_wrapped else statement._sql

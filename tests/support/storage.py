@@ -18,10 +18,11 @@ from aiohttp import web
 
 from service.resources import resource
 from service.state import STATE
-from service.storage import postgresql, sqlite
+from service.storage import sqlite
 from service.storage.engines import engine_of
 from service.storage.lock import writer_lock
 from service.storage.postgresql import PostgresqlDatabase
+from service.storage.postgresql_queries import PostgresqlQuery
 from service.storage.queries import load_queries
 from service.storage.sqlite import SqliteDatabase
 from service.storage.units import Unit
@@ -240,9 +241,9 @@ def _watch_sqlite(patch: Patch, then: Then) -> None:
 
 
 def _watch_postgresql(patch: Patch, then: Then) -> None:
-    run, read_each = postgresql._Statement.run, postgresql._Statement.read_each
+    run, read_each = PostgresqlQuery.run, PostgresqlQuery.read_each
     execute = asyncpg.Connection.execute
-    names = {postgresql._Statement(query)._sql: name for name, query in load_queries(resource("sql"), "postgresql").items()}
+    names = {PostgresqlQuery(query)._sql: name for name, query in load_queries(resource("sql"), "postgresql").items()}
 
     async def told(name: str) -> None:
         if inspect.isawaitable(waiting := then(name)):
@@ -268,8 +269,8 @@ def _watch_postgresql(patch: Patch, then: Then) -> None:
             await told("committed")
         return found
 
-    patch(postgresql._Statement, "run", watched)
-    patch(postgresql._Statement, "read_each", watched_reads)
+    patch(PostgresqlQuery, "run", watched)
+    patch(PostgresqlQuery, "read_each", watched_reads)
     patch(asyncpg.Connection, "execute", commits)
 
 
