@@ -30,8 +30,9 @@ _READERS = 3
 _WRITERS = 5
 # a tenant's read that takes longer than this, in seconds, lets its others pass
 _SLOW = 0.005
-# seconds for a connection to be made, and for a statement to be answered
-_PATIENCE = 5.0
+# seconds for a connection to be made, and for a statement to be answered: from a server that has fallen silent to the next
+# one it takes no longer than five
+_PATIENCE = 4.0
 
 # the tenant ends with the transaction; whoever writes for it waits until nobody else does
 _PREPARED = """prepare reads(text) as select set_config('agent_platform.tenant_id', $1, true);
@@ -46,7 +47,7 @@ _SETTINGS = {
     # and is to use it, however little there was when the plan was made: what the planner may prefer is meant for reports
     **dict.fromkeys(("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin"), "off"),
     # a connection that is cut off in the middle of a transaction lets go of its locks
-    "idle_in_transaction_session_timeout": "10000",
+    "idle_in_transaction_session_timeout": "4000",
     "lock_timeout": "5000",
 }
 

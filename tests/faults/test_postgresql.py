@@ -11,12 +11,13 @@ import aiohttp
 import psycopg
 import pytest
 
-from tests.conftest import KEY_A
+from tests.conftest import KEY_A, KEY_B
 from tests.support.cluster import HOW_TO_RUN, Cluster, can_be_started, cluster
 from tests.support.contract import Contract
 from tests.support.http import AGENT, TOOL
 from tests.support.load import Load, load
 from tests.support.process import Service
+from tests.support.proxy import proxy
 from tests.support.storage import cut_off, held_writes, rows
 
 pytestmark = pytest.mark.skipif(not can_be_started(), reason=HOW_TO_RUN)
@@ -212,6 +213,39 @@ async def test_a_database_that_hangs_is_503_in_time_and_well_when_it_goes_on(
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
         await clients.is_well(time.monotonic())
+
+
+async def test_connections_that_fall_silent_in_a_failover_are_made_anew_all_at_once(
+    server: Cluster, contract: Contract
+) -> None:
+    url = server.create()
+    async with proxy(server.port) as way:
+        through = url.replace(f":{server.port}/", f":{way.port}/")
+        service = Service(through, "--rate-limit", "1000000")
+        # the way to the database is in this loop
+        await asyncio.to_thread(service.__enter__)
+        try:
+            async with aiohttp.ClientSession(service.origin) as session:
+
+                async def ask(key: dict[str, str]) -> int:
+                    async with session.get("/agents", headers=key) as response:
+                        return response.status
+
+                # so many at once, that there are several connections
+                assert set(await asyncio.gather(*(ask(key) for key in 30 * [KEY_A, KEY_B]))) == {200}
+                assert way.fall_silent() >= 3
+                # the new primary is there at once, and nobody says that the old one is gone
+                began = time.monotonic()
+                assert await ask(KEY_A) == 503
+                assert {await ask(key) for key in 5 * [KEY_A, KEY_B]} == {200}
+                assert time.monotonic() < began + 5
+                async with load(service.origin, contract) as clients:
+                    await clients.has_written(30)
+                    way.fall_silent()
+                    await clients.is_well(time.monotonic())
+        finally:
+            await asyncio.to_thread(service.__exit__, None, None, None)
+    clients.check(url)
 
 
 async def has(url: str, which: str) -> None:

@@ -55,14 +55,14 @@ class Cluster:
         self._numbers = count()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+            self.port = free.getsockname()[1]
         self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
         with (self._data / "postgresql.conf").open("a") as file:
-            file.writelines(f"{name} = {value}\n" for name, value in {**_SETTINGS, "port": str(self._port)}.items())
+            file.writelines(f"{name} = {value}\n" for name, value in {**_SETTINGS, "port": str(self.port)}.items())
         self.start()
 
     def url(self, name: str = "postgres") -> str:
-        return f"postgresql://postgres@127.0.0.1:{self._port}/{name}"
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
 
     def create(self) -> str:
         """Makes an empty database; its URL."""
