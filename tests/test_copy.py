@@ -1,6 +1,8 @@
 """`agent-platform copy`: from one database to another and back, interrupted, refused, and compared at the end."""
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.support import postgresql
 from tests.support.command import agent_platform
 from tests.support.database import migrated
 from tests.support.http import make_agent, make_tool, run
+from tests.support.process import clean_environment
 from tests.support.storage import execute, rows
 
 TIME = "2026-01-01T00:00:00.000000Z"
@@ -232,3 +235,24 @@ async def test_what_can_not_be_moved_is_one_line(furnished: Path | str, tmp_path
         assert done.returncode != 0
         assert done.stderr.strip().count("\n") == 0, done.stderr
         assert said in done.stderr
+
+
+def test_a_move_whose_target_can_not_be_opened_ends_with_one_line(tmp_path: Path) -> None:
+    source, target = migrated(tmp_path / "source.db"), tmp_path / "target.db"
+    program = f"""
+from service.__main__ import main
+from service.errors import Unavailable
+from service.storage.sqlite import SqliteDatabase
+opened = SqliteDatabase.open
+async def once(path, queries):
+    if str(path) == {str(target)!r}:
+        raise Unavailable
+    return await opened(path, queries)
+SqliteDatabase.open = once
+main(["copy", "--from", {str(source)!r}, "--to", {str(target)!r}])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=clean_environment(), capture_output=True, text=True, timeout=20
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+    assert "does not answer" in ended.stderr

@@ -640,6 +640,24 @@ async def test_who_looked_before_another_had_ended_looks_again(
     assert (held.conversations, left(again)) == (1, "r=4")
 
 
+async def test_a_retry_that_finds_the_window_filled_by_its_first_request_elsewhere_gets_that_answer(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_agent(client)
+    for key in ("k1", "k2", "k3", "k4"):
+        assert_done(await post(client, "/agents/1/run", TASK, key), 200)
+    last = await post(client, "/agents/1/run", TASK, "k5")
+    look_up, misses = Retries._kept, iter([True])
+
+    async def too_early(self: Retries, *args: Any) -> Any:
+        # another process stores the answer a moment after this one has looked
+        return None if next(misses, False) else await look_up(self, *args)
+
+    monkeypatch.setattr(Retries, "_kept", too_early)
+    assert_replayed(last, await post(client, "/agents/1/run", TASK, "k5"))
+    assert (await post(client, "/agents/1/run", TASK, "k6")).status == 429
+
+
 async def test_a_request_under_way_is_409_and_another_one_422(slow: Client, held: Held) -> None:
     first = asyncio.create_task(post(slow, "/agents/1/run", TASK))
     await held.is_asked()

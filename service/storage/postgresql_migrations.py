@@ -11,6 +11,8 @@ from service.storage.migrations import MigrationError, judge, known_migrations, 
 
 # any number, but always this one: who holds it migrates, in whatever process (pg_advisory_lock)
 _LOCK = 7203
+# as libpq counts versions; before it, a view could not look with the eyes of whoever asks
+_OLDEST = 150_000
 # seconds for a connection, and for another process to finish its migration
 _PATIENCE = 5
 _TURN = "120s"
@@ -24,6 +26,13 @@ def migrate(url: str, folder: Path) -> list[str]:
     if not check(url, folder, complete=False):
         return []
     with _clear(url), _connect(url) as connection, connection.cursor() as cursor:
+        if connection.info.server_version < _OLDEST:
+            raise MigrationError(
+                f"The database {shown(url)} can't be migrated: PostgreSQL {_OLDEST // 10_000} or newer is needed."
+            )
+        cursor.execute("select current_setting('transaction_read_only')")
+        if cursor.fetchone() == ("on",):
+            raise MigrationError(f"The database {shown(url)} can't be migrated: it is read-only, as a standby is.")
         cursor.execute(f"set lock_timeout = '{_TURN}'")
         cursor.execute("select pg_advisory_lock(%s)", (_LOCK,))
         # ends with the connection, however that ends
