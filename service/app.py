@@ -88,12 +88,12 @@ async def _run_limiter(config: Config, metrics: Metrics) -> AsyncIterator[RunLim
     if config.limiter == "local":
         yield local
         return
-    from service.shared_limiter import Fallback, SharedWindow, connect  # its driver comes with an extra
+    from service.shared_limiter import Fallback, SharedWindow, connections_to  # its driver comes with an extra
 
     falls_back = config.limiter_fallback == "local"
     meanwhile = "are counted by this process alone" if falls_back else "are refused"
     shared = SharedWindow(
-        connect(config.limiter),
+        connections_to(config.limiter),
         config.rate_limit,
         config.rate_window,
         meanwhile=meanwhile,

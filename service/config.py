@@ -68,11 +68,11 @@ def _limiter(context: click.Context, parameter: click.Parameter, value: str) -> 
     if value == Config.limiter:
         return value
     try:
-        from service.shared_limiter import connect  # its driver comes with an extra
+        from service.shared_limiter import connections_to  # its driver comes with an extra
     except ImportError:
         raise click.BadParameter("this needs the driver: pip install 'agent-platform[redis]'.") from None
     try:
-        connect(value)
+        connections_to(value)
     except ValueError:
         # the value, which is not repeated, may hold a password
         raise click.BadParameter("it is neither local nor redis://HOST:PORT/NUMBER, rediss:// or valkey://.") from None

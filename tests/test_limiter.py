@@ -13,7 +13,7 @@ import redis
 from service import shared_limiter
 from service.errors import TooManyRuns
 from service.limiter import FixedWindow, RunLimiter, TakeBack
-from service.shared_limiter import SharedWindow, connect
+from service.shared_limiter import SharedWindow, connections_to
 
 
 def seconds_left(limiter: FixedWindow, tenant: str) -> int:
@@ -78,7 +78,7 @@ class ServersTime:
         self.made: list[SharedWindow] = []
 
     def limiter(self, limit: int, seconds: int) -> RunLimiter:
-        self.made.append(SharedWindow(connect(self._url), limit, seconds))
+        self.made.append(SharedWindow(connections_to(self._url), limit, seconds))
         return self.made[-1]
 
     def passes(self, seconds: float) -> None:
