@@ -8,10 +8,26 @@ _RFC_3339 = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(\.\d{1,6})?(?:[Zz]|([+-](?:[01]\d|2[0-3]):[0-5]\d))", re.ASCII
 )
 
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])", re.ASCII)
+_LONGEST = timedelta(days=36_500)
+
 
 def utc_now(later: timedelta = timedelta()) -> str:
     """The present as text, such as `2026-11-22T10:48:00.000000Z`, or the time so much `later`."""
     return _text(datetime.now(UTC) + later)
+
+
+def duration(value: str) -> timedelta:
+    """How long `value` is: a whole number with one of the units s, m, h, d and w, as in `90d`; a hundred years at most.
+
+    Raises ValueError, a sentence, for anything else.
+    """
+    match = _DURATION.fullmatch(value)
+    long = timedelta(**{_UNITS[match[2]]: int(match[1])}) if match else None
+    if long is None or long > _LONGEST:
+        raise ValueError("a time is a whole number and one of the units s, m, h, d and w, as in 90d, up to a hundred years.")
+    return long
 
 
 def utc_text(value: str) -> str:

@@ -1,0 +1,71 @@
+"""The commands, a file for what they are about; here is what they share."""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from service.resources import resource
+from service.storage.engines import engine_of
+from service.storage.migrations import MigrationError
+from service.storage.queries import load_queries
+from service.storage.scope import Unscoped
+from service.storage.units import T, Unit, ask
+
+_TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+
+
+class Failed(click.ClickException):
+    """The command is right and can't be done now."""
+
+
+def tenant_id_of(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not _TENANT_ID.fullmatch(value):
+        raise click.BadParameter("a tenant's id is 1 to 64 of the characters A-Z a-z 0-9 _ . - and begins with no sign.")
+    return value
+
+
+def need_tenant(tenant: str) -> Unit[None]:
+    if not (yield ask("tenant_exists", id=tenant)):
+        raise click.BadParameter(f"there is no tenant {tenant!r}; `agent-platform tenants create` makes one.")
+
+
+def run_unit(database: Path | str, unit: Callable[[], Unit[T]]) -> T:
+    """Runs one unit of work on a migrated database, beside a running server if there is one."""
+
+    engine = engine_of(database)
+
+    async def once() -> T:
+        storage = await engine.open(load_queries(resource("sql"), engine.name))
+        try:
+            return await Unscoped(storage).write(unit())
+        finally:
+            await storage.close()
+
+    with clear_errors():
+        engine.check(resource("migrations"))
+        return asyncio.run(once())
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """What a command can't do, as one sentence."""
+    from service.errors import Unavailable
+
+    try:
+        yield
+    except (MigrationError, OSError) as error:
+        raise Failed(str(error)) from error
+    except Unavailable as error:
+        raise Failed("The database does not answer: it may be busy, full or read-only.") from error
+
+
+def print_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    lines = [head, *[tuple(map(str, row)) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
