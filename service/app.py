@@ -1,8 +1,10 @@
 """Opens what lives long, wires it, closes it: the only room that knows all the others."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -14,7 +16,7 @@ from service.execution.models import ModelRegistry, default_registry
 from service.execution.tools import MockTools, ToolExecutor
 from service.gate import Gate
 from service.idempotency import Retries
-from service.limiter import FixedWindow, RunLimiter, wrong_keys
+from service.limiter import LocalLimiter, RunLimiter, wrong_keys
 from service.metrics import Metrics
 from service.pages import add_pages
 from service.problems import answer_the_rest
@@ -61,9 +63,10 @@ def make_app(
                 unscoped = Unscoped(database)
                 if config.serves_demo:
                     await unscoped.write(_demo_tenants())
-                async with _run_limiter(config, metrics) as limiter:
+                authenticator = Authenticator(database, demo=config.serves_demo, most_asked=2 * config.concurrency)
+                async with _run_limiter(config, metrics) as limiter, _beside(authenticator.note_uses()):
                     app[STATE] = State(
-                        authenticator=Authenticator(database, demo=config.serves_demo, most_asked=2 * config.concurrency),
+                        authenticator=authenticator,
                         limiter=limiter,
                         wrong_keys=wrong_keys(config.wrong_key_limit),
                         gate=Gate(config.concurrency),
@@ -82,9 +85,20 @@ def make_app(
 
 
 @asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Lets `work` go on beside the service; it is cancelled, and waited for, when that ends."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@asynccontextmanager
 async def _run_limiter(config: Config, metrics: Metrics) -> AsyncIterator[RunLimiter]:
     """Where runs are counted: in this process or, as `--limiter` says, in a server that several share."""
-    local = FixedWindow(config.rate_limit, config.rate_window)
+    local = LocalLimiter(config.rate_limit, config.rate_window)
     if config.limiter == "local":
         yield local
         return

@@ -1,21 +1,33 @@
-"""API key -> tenant. contract.py asks `Authenticator.scope` for each request that needs a key."""
+"""API key -> tenant. contract.py asks `Authenticator.caller` for each request that needs a key."""
 
+import asyncio
 import re
 import secrets
 import string
 import time
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
 
-from service.errors import Overloaded
+from service.errors import Overloaded, Unavailable
+from service.limiter import Limit
 from service.storage.scope import Database, Scope, Unscoped
+from service.storage.units import Row, Unit, ask
+from service.times import utc_now
 
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _SECRET_LENGTH = 33  # log2(62 ** 33) = 196 random bits, 160 of them beyond the prefix that is shown
 _CHECKSUM_LENGTH = 6  # 62 ** 6 > 2 ** 32
 _PREFIX_LENGTH = 9
 _KEY = re.compile(rf"mk_[0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}}", re.ASCII)
+
+# what a key can open, in the order in which they are stored
+SCOPES = ("keys", "read", "run", "write")
+# how exactly the time of a key's last use is known
+_NOTED_FOR = timedelta(minutes=1)
 
 DEMO_KEYS = {"key_tenant_a": "tenant_a", "key_tenant_b": "tenant_b"}
 
@@ -50,11 +62,24 @@ def _checksum(secret: str) -> str:
     return "".join(reversed(digits))
 
 
-class Authenticator:
-    """Finds the tenant of a key. Found keys are remembered for `memory` seconds, at most `most` of them.
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose key it is and what it opens. `key_id` is None for a demo key, `expires_at` for a key that never ends."""
 
-    So a revoked key works for at most that long, in every process. Unknown keys are not remembered: a key works as soon
-    as it is made. Beyond `most_asked` keys that the storage is asked about at once, the service is full.
+    tenant_id: str
+    key_id: int | None
+    scopes: frozenset[str]
+    expires_at: str | None
+    # None: what the service is told for all
+    limit: Limit | None
+
+
+class Authenticator:
+    """Finds out who calls. Found keys are remembered for `memory` seconds, at most `most` of them.
+
+    So a key that is revoked, has expired or whose tenant is shut out works for at most that long, in every process. Unknown
+    keys are not remembered: a key works as soon as it is made. Beyond `most_asked` keys that the storage is asked about at
+    once, the service is full.
     """
 
     def __init__(
@@ -68,15 +93,16 @@ class Authenticator:
         self._most_asked = most_asked
         self._asked = 0
         # oldest first: all are remembered equally long
-        self._found: OrderedDict[str, tuple[float, Scope]] = OrderedDict()
+        self._found: OrderedDict[str, tuple[float, Caller]] = OrderedDict()
+        # the keys whose use is to be noted, with their tenants and when that was
+        self._used: dict[int, tuple[str, str]] = {}
 
-    async def scope(self, key: str) -> Scope | None:
-        """The scope of the tenant that `key` belongs to, None where it opens nothing. Raises Unavailable and Overloaded."""
-        if tenant_id := self._demo.get(key):
-            return Scope(self._database, tenant_id, None)
-        if not is_well_formed(key):
+    async def caller(self, key: str) -> Caller | None:
+        """Whose `key` it is, None where it opens nothing. Raises Unavailable and Overloaded."""
+        is_demo = key in self._demo
+        if not is_demo and not is_well_formed(key):
             return None
-        hashed, now = key_hash(key), time.monotonic()
+        hashed, now = key if is_demo else key_hash(key), time.monotonic()
         while self._found and next(iter(self._found.values()))[0] <= now:
             self._found.popitem(last=False)
         if remembered := self._found.get(hashed):
@@ -85,15 +111,56 @@ class Authenticator:
             raise Overloaded
         self._asked += 1
         try:
-            row = await self._unscoped.one("find_api_key", hash=hashed)
+            caller = await (self._find_demo(key) if is_demo else self._find(hashed))
         finally:
             self._asked -= 1
-        if row is None:
+        if caller is None:
             return None
-        scope = Scope(self._database, row["tenant_id"], row["key_id"])
         # counted from when it was asked for: the key may have been revoked since
-        self._found[hashed] = (now + self._memory, scope)
+        self._found[hashed] = (now + self._memory, caller)
         self._found.move_to_end(hashed)
         if len(self._found) > self._most:
             self._found.popitem(last=False)
-        return scope
+        return caller
+
+    def scope(self, caller: Caller, request_id: str) -> Scope:
+        """What the caller sees of the storage, for one request."""
+        return Scope(self._database, caller.tenant_id, caller.key_id, request_id)
+
+    async def _find(self, hashed: str) -> Caller | None:
+        now = utc_now()
+        row = await self._unscoped.one("find_api_key", hash=hashed, now=now)
+        if row is None:
+            return None
+        if row["last_used_at"] is None or row["last_used_at"] < utc_now(-_NOTED_FOR):
+            self._used[row["key_id"]] = (row["tenant_id"], now)
+        scopes = frozenset(row["scopes"].split())
+        return Caller(row["tenant_id"], row["key_id"], scopes, row["expires_at"], _limit(row))
+
+    async def _find_demo(self, key: str) -> Caller | None:
+        row = await self._unscoped.one("find_demo_tenant", id=self._demo[key])
+        return None if row is None else Caller(row["tenant_id"], None, frozenset(SCOPES), None, _limit(row))
+
+    async def note_uses(self, pause: float = 1.0) -> None:
+        """Notes which keys were used, every `pause` seconds and all in one transaction, until it is cancelled."""
+        with suppress(asyncio.CancelledError):
+            while True:
+                await asyncio.sleep(pause)
+                await self._note_uses()
+        await self._note_uses()
+
+    async def _note_uses(self) -> None:
+        used, self._used = self._used, {}
+        if used:
+            # a storage that is away has other worries
+            with suppress(Unavailable):
+                await self._unscoped.write(_uses(used))
+
+
+def _limit(row: Row) -> Limit | None:
+    return None if row["run_limit"] is None else Limit(row["run_limit"], row["run_window"])
+
+
+def _uses(used: dict[int, tuple[str, str]]) -> Unit[None]:
+    for key_id, (tenant_id, now) in sorted(used.items()):
+        yield ask("note_key_use", tenant=tenant_id, key_id=key_id, now=now)

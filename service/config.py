@@ -55,7 +55,7 @@ def option(name: str, **settings: Any) -> Callable[[Any], Any]:
     return click.option(name, envvar=variable, show_envvar=True, **settings)
 
 
-class _Whole(click.IntRange):
+class Whole(click.IntRange):
     """A whole number in plain digits: int() would also take signs of other scripts, underscores and spaces."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -129,7 +129,7 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
         option("--host", default=Config.host, show_default=True, callback=_host, help="The address to listen on."),
         option(
             "--port",
-            type=_Whole(0, 65535),
+            type=Whole(0, 65535),
             default=Config.port,
             show_default=True,
             help="0: any free one.",
@@ -137,21 +137,21 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
         database_option,
         option(
             "--workers",
-            type=_Whole(1, 1_000),
+            type=Whole(1, 1_000),
             default=Config.workers,
             show_default=True,
             help="Processes on one port; more than one want PostgreSQL and a shared limiter.",
         ),
         option(
             "--rate-limit",
-            type=_Whole(1, 1_000_000),
+            type=Whole(1, 1_000_000),
             default=Config.rate_limit,
             show_default=True,
             help="Runs per tenant and window.",
         ),
         option(
             "--rate-window",
-            type=_Whole(1, 86_400),
+            type=Whole(1, 86_400),
             default=Config.rate_window,
             show_default=True,
             help="Seconds.",
@@ -173,21 +173,21 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         option(
             "--wrong-key-limit",
-            type=_Whole(1, 1_000_000),
+            type=Whole(1, 1_000_000),
             default=Config.wrong_key_limit,
             show_default=True,
             help="Wrong keys per address and minute.",
         ),
         option(
             "--concurrency",
-            type=_Whole(1, 100_000),
+            type=Whole(1, 100_000),
             default=Config.concurrency,
             show_default=True,
             help="Requests at once; more get 503.",
         ),
         option(
             "--request-timeout",
-            type=_Whole(1, 3_600),
+            type=Whole(1, 3_600),
             default=Config.request_timeout,
             show_default=True,
             help="Seconds for the headers of a request, and for its body.",

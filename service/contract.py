@@ -23,11 +23,21 @@ from aiohttp import HttpVersion11, web
 from connexion.apis.aiohttp_api import AioHttpApi
 from connexion.operations import OpenAPIOperation
 
-from service.errors import Invalid, Malformed, RequestTimeout, Unauthorized, UnsupportedMediaType, cut
+from service.auth import Caller
+from service.errors import Invalid, Malformed, MissingScope, RequestTimeout, Unauthorized, UnsupportedMediaType, cut
 from service.idempotency import Rendered, fingerprint, key_of
 from service.limiter import Quota
 from service.preconditions import is_known
-from service.problems import ANSWER_HEADERS, LARGEST_BODY, Handler, answering, nothing_yet, safe_headers, too_large
+from service.problems import (
+    ANSWER_HEADERS,
+    LARGEST_BODY,
+    REQUEST_ID,
+    Handler,
+    answering,
+    nothing_yet,
+    safe_headers,
+    too_large,
+)
 from service.state import STATE, State
 from service.storage.scope import Scope
 from service.validation import MOST_PLACES, Parameter, Places, Schema, Validator, strict_json
@@ -55,20 +65,20 @@ def build_app(spec: Schema) -> web.Application:
     return built
 
 
-async def authenticate(http: web.Request) -> Scope:
-    """The spec's `x-apikeyInfoFunc`: the scope of the tenant whose key the request has, the handler's `tenant`.
+async def authenticate(http: web.Request) -> Caller:
+    """The spec's `x-apikeyInfoFunc`: who calls, the handler's `caller`, in whose scope its `tenant` is.
 
     Raises Unauthorized for whatever is not exactly one good key, and TooManyWrongKeys instead for an address that has sent
     too many wrong ones. A good key works from any address.
     """
     state = http.app[STATE]
     keys = http.headers.getall("X-API-Key", ())
-    scope = await state.authenticator.scope(keys[0]) if len(keys) == 1 else None
-    if scope is None:
+    caller = await state.authenticator.caller(keys[0]) if len(keys) == 1 else None
+    if caller is None:
         if keys:
             state.wrong_keys.admit(network(http.remote))
         raise Unauthorized("Send a valid API key in the header X-API-Key.", headers=_CHALLENGE)
-    return scope
+    return caller
 
 
 class Api(AioHttpApi):  # type: ignore[misc]  # Connexion ships no types
@@ -102,12 +112,18 @@ class Operation(OpenAPIOperation):  # type: ignore[misc]  # Connexion ships no t
         return bool(self._operation.get("x-rate-limited", False))
 
     @property
-    def authenticate(self) -> Callable[[web.Request], Awaitable[Scope]] | None:
+    def scope(self) -> str | None:
+        """What a key must be allowed to do; None where any key will do."""
+        found: str | None = self._operation.get("x-scope")
+        return found
+
+    @property
+    def authenticate(self) -> Callable[[web.Request], Awaitable[Caller]] | None:
         """The function that the operation's security scheme names; None for an operation that says it is open."""
         if not self.security:
             return None
         ((name,),) = self.security
-        found: Callable[[web.Request], Awaitable[Scope]]
+        found: Callable[[web.Request], Awaitable[Caller]]
         found = self.api.security_handler_factory.get_apikeyinfo_func(self.security_schemes[name])
         return found
 
@@ -151,34 +167,42 @@ class Endpoint:
         self._repeatable = any(name == "Idempotency-Key" for name, _, _ in self._headers)
         self._body = _Body(operation) if operation.request_body else None
         self._authenticate = operation.authenticate
+        self._scope = operation.scope
         self._rate_limited = operation.rate_limited
         self._handler = operation.handler
         self._name = operation.operation_id
         self._wanted = inspect.signature(self._handler).parameters
         self._wants_tenant = "tenant" in self._wanted
+        self._wants_caller = "caller" in self._wanted
         self._state_fields = tuple(name for name in self._wanted if name in State.__dataclass_fields__)
 
     async def answer(self, http: web.Request) -> web.Response:
         """The handler's answer as a response.
 
-        Raises what the handler raises; Overloaded where the service is full or about to stop; Unauthorized before anything
-        of the request but its key is looked at; TooManyRuns before the body is read; Invalid, or Malformed for a body that
-        is no JSON, with every place that breaks the contract.
+        Raises what the handler raises; Overloaded where the service is full or about to stop; Unauthorized and MissingScope
+        before anything of the request but its key is looked at; TooManyRuns before the body is read; Invalid, or Malformed
+        for a body that is no JSON, with every place that breaks the contract.
         """
         state = http.app[STATE]
         if self._authenticate is None:
             return respond(render(await self._handler(**await self._arguments(http, None, state))), http)
         state.gate.refuse_if_draining()
         # who tries wrong keys takes nobody's place
-        tenant = await self._authenticate(http)
-        quota = state.limiter.quota(tenant.tenant_id) if self._rate_limited else None
+        caller = await self._authenticate(http)
+        if self._scope is not None and self._scope not in caller.scopes:
+            raise MissingScope(f"This takes a key with the scope {self._scope}.")
+        tenant = state.authenticator.scope(caller, http[REQUEST_ID])
+        quota = state.limiter.quota(caller.tenant_id, caller.limit) if self._rate_limited else None
         try:
             with state.gate:
                 if self._repeatable and "Idempotency-Key" in http.headers:
                     return await self._answer_once(http, tenant, state, quota)
                 if quota is not None:
                     await quota.check()
-                return respond(render(await self._handler(**await self._arguments(http, tenant, state, quota))), http)
+                arguments = await self._arguments(http, tenant, state, quota)
+                if self._wants_caller:
+                    arguments["caller"] = caller
+                return respond(render(await self._handler(**arguments)), http)
         finally:
             if quota is not None:
                 http[ANSWER_HEADERS] = quota.headers()
@@ -262,6 +286,7 @@ class _Body:
 
     def __init__(self, operation: Operation) -> None:
         self._media_types = tuple(operation.consumes)
+        self._required = operation.request_body.get("required", False)
         self._validator = Validator(operation.body_schema)
 
     async def read(self, request: web.Request, state: State, errors: Places) -> Any:
@@ -271,6 +296,8 @@ class _Body:
         aiohttp's own error where it is too large.
         """
         if not request.body_exists and "Content-Type" not in request.headers:
+            if not self._required:
+                return {}
             raise Malformed(f"A body of the type {self._media_types[-1]} is required.")
         if request.headers.get("Content-Type") not in self._media_types:  # else there is nothing to look into
             utf_8 = (request.charset or "utf-8").lower() in ("utf-8", "utf8")

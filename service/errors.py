@@ -62,6 +62,12 @@ class Unauthorized(Problem):
     status, kind, title = 401, "unauthorized", "Unauthorized"
 
 
+class MissingScope(Problem):
+    """A good key, but not for this."""
+
+    status, kind, title = 403, "missing-scope", "Missing scope"
+
+
 class NotFound(Problem):
     """Not there, or another tenant's: the answer does not say which."""
 

@@ -64,6 +64,8 @@ class _KeepingScope(Scope):
 
     def __init__(self, tenant: Scope, key: str, fingerprint: str, render: Callable[[Any], Rendered]) -> None:
         super().__init__(tenant._database, tenant.tenant_id, tenant.key_id)
+        # who asks is the same
+        self._own = tenant._own
         self._key = key
         self._fingerprint = fingerprint
         self._render = render

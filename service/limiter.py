@@ -32,11 +32,19 @@ class Quota(Protocol):
         """RateLimit-Policy and RateLimit, after what this request has counted; none where nobody has been asked."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """So many runs in a window of so many seconds."""
+
+    runs: int
+    seconds: int
+
+
 class RunLimiter(Protocol):
     """Where the runs of all tenants are counted."""
 
-    def quota(self, tenant_id: str) -> Quota:
-        """For one request of the tenant."""
+    def quota(self, tenant_id: str, limit: Limit | None = None) -> Quota:
+        """For one request of the tenant, which may have a limit of its own."""
 
 
 @dataclass(slots=True)
@@ -98,10 +106,6 @@ class FixedWindow:
         remaining = self.limit - (0 if window is None else window.used)
         return rate_limit_headers(self.limit, self.seconds, remaining, self._left(window, now))
 
-    def quota(self, tenant_id: str) -> Quota:
-        """The window as a RunLimiter's, which may be another machine's and is awaited."""
-        return _LocalQuota(self, tenant_id)
-
     def _open_window(self, tenant_id: str, now: float) -> _Window | None:
         while self._windows and next(iter(self._windows.values())).ends <= now:
             self._windows.popitem(last=False)
@@ -118,6 +122,23 @@ class FixedWindow:
 def _take_back(window: _Window) -> None:
     # one that has ended meanwhile is nobody's any more
     window.used -= 1
+
+
+class LocalLimiter:
+    """Counts the runs in this process. A tenant whose limit is changed begins a window of the new kind."""
+
+    def __init__(self, limit: int, seconds: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._usual = Limit(limit, seconds)
+        self._clock = clock
+        # those of each kind are equally long
+        self._windows: dict[Limit, FixedWindow] = {}
+
+    def quota(self, tenant_id: str, limit: Limit | None = None) -> Quota:
+        limit = limit or self._usual
+        windows = self._windows.get(limit)
+        if windows is None:
+            windows = self._windows[limit] = FixedWindow(limit.runs, limit.seconds, self._clock)
+        return _LocalQuota(windows, tenant_id)
 
 
 class _LocalQuota:

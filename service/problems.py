@@ -26,6 +26,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LARGEST_BODY = 2**20
 # what contract.py found out about the answer before it knew the answer
 ANSWER_HEADERS = web.RequestKey("ANSWER_HEADERS", dict[str, str])
+# the id that the answer will have
+REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 # what every answer has unless it says otherwise (OWASP REST Security Cheat Sheet): it is of the type that it says, loads
 # nothing, is shown in no frame and kept by nobody; and aiohttp would name itself, Python and the version of each
 _SAFE = CIMultiDict(
@@ -60,7 +62,7 @@ def answering(handler: Handler) -> Handler:
 
     async def answer(request: web.Request) -> web.StreamResponse:
         began = time.perf_counter()
-        request_id = request_id_of(request)
+        request_id = request[REQUEST_ID] = request_id_of(request)
         try:
             response = await handler(request)
         except Exception as error:

@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, NoScriptError, RedisError
 
 from service.errors import Problem, Unavailable
-from service.limiter import FixedWindow, Quota, RunLimiter, TakeBack, over_the_limit, rate_limit_headers
+from service.limiter import Limit, Quota, RunLimiter, TakeBack, over_the_limit, rate_limit_headers
 
 PREFIX = "agent-platform:run:"
 
@@ -111,7 +111,7 @@ class _Told:
 
 
 class SharedWindow:
-    """Admits `limit` runs per tenant and window of `seconds`, whichever process they come to.
+    """Admits `limit` runs per tenant and window of `seconds`, or as the tenant's own limit says, in all processes together.
 
     A server that does not answer is left alone for a second, in which everyone is refused at once; then one request tries it
     again. The log says when that begins and when it ends, with `meanwhile` for what becomes of the runs, and `tell` gets 1
@@ -127,8 +127,7 @@ class SharedWindow:
         meanwhile: str = "are refused",
         tell: Callable[[float], None] = lambda lost: None,
     ) -> None:
-        self.limit = limit
-        self.seconds = seconds
+        self._usual = Limit(limit, seconds)
         self._make = connections
         # connected and free, the one that was used last at the end
         self._idle: list[Connection] = []
@@ -140,10 +139,10 @@ class SharedWindow:
         # by tenant, the oldest first, and none that is not fresh
         self._told: OrderedDict[str, _Told] = OrderedDict()
 
-    def quota(self, tenant_id: str) -> Quota:
-        return _SharedQuota(self, tenant_id)
+    def quota(self, tenant_id: str, limit: Limit | None = None) -> Quota:
+        return _SharedQuota(self, tenant_id, limit or self._usual)
 
-    def has_room(self, tenant_id: str) -> _Told | None:
+    def has_room(self, tenant_id: str, limit: Limit) -> _Told | None:
         """What was told of the tenant a moment ago, if it had room then: to look again would be one round trip more.
 
         Whether a run is admitted is for `admit` to say. Where other processes have used up the rest since then, the database
@@ -151,31 +150,31 @@ class SharedWindow:
         """
         told = self._told.get(tenant_id)
         is_fresh = told is not None and time.monotonic() - told.at < _FRESH and _left(told) > 0
-        return told if told is not None and is_fresh and told.used < self.limit else None
+        return told if told is not None and is_fresh and told.used < limit.runs else None
 
-    async def look(self, tenant_id: str) -> _Told:
+    async def look(self, tenant_id: str, limit: Limit) -> _Told:
         """How the tenant's window stands. Asked twice where a connection breaks, for it counts nothing."""
-        return await self._reach(tenant_id, "look", tries=2)
+        return await self._reach(tenant_id, limit, "look", tries=2)
 
-    async def admit(self, tenant_id: str) -> _Told:
+    async def admit(self, tenant_id: str, limit: Limit) -> _Told:
         """Counts a run where there is room. Asked once: a run whose answer was lost may have been counted."""
-        return await self._reach(tenant_id, "admit")
+        return await self._reach(tenant_id, limit, "admit")
 
-    async def take_back(self, tenant_id: str, ends: int) -> _Told:
+    async def take_back(self, tenant_id: str, limit: Limit, ends: int) -> _Told:
         """Takes one run back from the window that ends at `ends`; from one that has ended meanwhile, nothing."""
-        return await self._reach(tenant_id, "take back", ends)
+        return await self._reach(tenant_id, limit, "take back", ends)
 
     async def open(self) -> None:
         """Connects; a server that does not answer is for the log to say, and may be there when the first run is."""
         with suppress(Unavailable):
-            await self.look("")
+            await self.look("", self._usual)
 
     async def close(self) -> None:
         while self._idle:
             await self._idle.pop().disconnect()
 
-    async def _ask(self, tenant_id: str, what: str, ends: int) -> _Told:
-        asked = (1, PREFIX + tenant_id, what, self.limit, self.seconds * 1_000_000, ends)
+    async def _ask(self, tenant_id: str, limit: Limit, what: str, ends: int) -> _Told:
+        asked = (1, PREFIX + tenant_id, what, limit.runs, limit.seconds * 1_000_000, ends)
         connection = self._idle.pop() if self._idle else self._make()
         try:
             await _make_ready(connection)
@@ -192,15 +191,15 @@ class SharedWindow:
         counted, used, left, ends = answer
         return _Told(bool(counted), used, left / 1e6, ends, time.monotonic())
 
-    async def _ask_again(self, tries: int, tenant_id: str, what: str, ends: int) -> _Told:
+    async def _ask_again(self, tries: int, tenant_id: str, limit: Limit, what: str, ends: int) -> _Told:
         try:
-            return await self._ask(tenant_id, what, ends)
+            return await self._ask(tenant_id, limit, what, ends)
         except ConnectionError:
             if tries == 1:
                 raise
-            return await self._ask_again(tries - 1, tenant_id, what, ends)
+            return await self._ask_again(tries - 1, tenant_id, limit, what, ends)
 
-    async def _reach(self, tenant_id: str, what: str, ends: int = 0, *, tries: int = 1) -> _Told:
+    async def _reach(self, tenant_id: str, limit: Limit, what: str, ends: int = 0, *, tries: int = 1) -> _Told:
         """What the server tells. Raises Unavailable where it does not answer, or not with what it was asked for."""
         now = time.monotonic()
         if now < self._left_alone_until:
@@ -209,7 +208,7 @@ class SharedWindow:
             self._left_alone_until = now + _PAUSE
         try:
             async with asyncio.timeout(_PATIENCE), self._room:
-                told = await self._ask_again(tries, tenant_id, what, ends)
+                told = await self._ask_again(tries, tenant_id, limit, what, ends)
         except (RedisError, OSError) as error:
             self._left_alone_until = time.monotonic() + _PAUSE
             if not self._lost:
@@ -259,23 +258,26 @@ def _unreachable() -> Unavailable:
 class _SharedQuota:
     """What the server told one request. It asks for nobody else, so that it never says what another request was told."""
 
-    __slots__ = ("_tenant_id", "_told", "_window")
+    __slots__ = ("_limit", "_tenant_id", "_told", "_window")
 
-    def __init__(self, window: SharedWindow, tenant_id: str) -> None:
+    def __init__(self, window: SharedWindow, tenant_id: str, limit: Limit) -> None:
         self._window = window
         self._tenant_id = tenant_id
+        self._limit = limit
         self._told: _Told | None = None
 
     async def look(self) -> None:
-        self._told = await self._window.look(self._tenant_id)
+        self._told = await self._window.look(self._tenant_id, self._limit)
 
     async def check(self) -> None:
-        self._told = self._window.has_room(self._tenant_id) or await self._window.look(self._tenant_id)
-        if self._told.used >= self._window.limit:
+        self._told = self._window.has_room(self._tenant_id, self._limit) or await self._window.look(
+            self._tenant_id, self._limit
+        )
+        if self._told.used >= self._limit.runs:
             raise self._refusal(self._told)
 
     async def admit(self) -> TakeBack:
-        self._told = await self._window.admit(self._tenant_id)
+        self._told = await self._window.admit(self._tenant_id, self._limit)
         if not self._told.counted:
             raise self._refusal(self._told)
         return partial(self._take_back, self._told.ends)
@@ -283,7 +285,7 @@ class _SharedQuota:
     def headers(self) -> dict[str, str]:
         if self._told is None:
             return {}
-        limit, seconds = self._window.limit, self._window.seconds
+        limit, seconds = self._limit.runs, self._limit.seconds
         left = _left(self._told)
         if left <= 0:
             return rate_limit_headers(limit, seconds, limit, seconds)
@@ -291,13 +293,13 @@ class _SharedQuota:
 
     async def _take_back(self, ends: int) -> None:
         try:
-            self._told = await self._window.take_back(self._tenant_id, ends)
+            self._told = await self._window.take_back(self._tenant_id, self._limit, ends)
         except Unavailable:
             # it stays counted until its window ends
             _log.warning("A run of nothing could not be taken back from the shared limiter.")
 
     def _refusal(self, told: _Told) -> Problem:
-        return over_the_limit(self._window.limit, self._window.seconds, max(1, math.ceil(_left(told))))
+        return over_the_limit(self._limit.runs, self._limit.seconds, max(1, math.ceil(_left(told))))
 
 
 def _left(told: _Told) -> float:
@@ -308,13 +310,13 @@ def _left(told: _Told) -> float:
 class Fallback:
     """Counts with `shared`, and with `local` while that is unavailable; each run that it admits there is `told`."""
 
-    def __init__(self, shared: RunLimiter, local: FixedWindow, told: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, shared: RunLimiter, local: RunLimiter, told: Callable[[], None] = lambda: None) -> None:
         self._shared = shared
         self._local = local
         self._told = told
 
-    def quota(self, tenant_id: str) -> Quota:
-        return _FallbackQuota(self._shared.quota(tenant_id), self._local.quota(tenant_id), self._told)
+    def quota(self, tenant_id: str, limit: Limit | None = None) -> Quota:
+        return _FallbackQuota(self._shared.quota(tenant_id, limit), self._local.quota(tenant_id, limit), self._told)
 
 
 class _FallbackQuota:

@@ -124,6 +124,7 @@ _SENTENCES: dict[str, Callable[[Any], str]] = {
     "maxLength": lambda limit: f"Must have at most {limit} characters.",
     "minimum": lambda limit: f"Must be at least {limit}.",
     "maximum": lambda limit: f"Must be at most {limit}.",
+    "minItems": lambda limit: f"Must have at least {limit} item{'s' if limit > 1 else ''}.",
     "maxItems": lambda limit: f"Must have at most {limit} items.",
     "uniqueItems": lambda _: "Must not hold the same item twice.",
 }

@@ -1,7 +1,21 @@
 -- What belongs to no tenant yet. Only service/app.py, service/auth.py and the command line run these; a tenant's scope refuses them.
 
--- name: find_api_key(hash)^
-select id as key_id, tenant_id from api_keys where hash = :hash and revoked_at is null;
+-- name: find_api_key(hash, now)^
+-- What it opens, for how long, and how many runs its tenant may have; nothing for a tenant that is shut out.
+select
+    api_keys.tenant_id, api_keys.id as key_id, api_keys.scopes, api_keys.expires_at, api_keys.last_used_at,
+    tenants.run_limit, tenants.run_window
+from api_keys
+join tenants on tenants.id = api_keys.tenant_id
+where api_keys.hash = :hash and api_keys.revoked_at is null and tenants.disabled_at is null
+    and (api_keys.expires_at > :now or api_keys.expires_at is null);
+
+-- name: find_demo_tenant(id)^
+select id as tenant_id, run_limit, run_window from tenants where id = :id and disabled_at is null;
+
+-- name: note_key_use(tenant, key_id, now)!
+update api_keys set last_used_at = :now
+where tenant_id = :tenant and id = :key_id and (last_used_at < :now or last_used_at is null);
 
 -- name: create_tenant(id, now)!
 insert into tenants (id, created_at) values (:id, :now);
@@ -12,25 +26,39 @@ insert into tenants (id, created_at) values (:id, :now) on conflict (id) do noth
 -- name: tenant_exists(id)$
 select exists (select 1 from tenants where id = :id);
 
--- name: list_tenants()
-select tenants.id, tenants.created_at, count(api_keys.id) as api_keys
+-- name: list_tenants(now)
+select
+    tenants.id, tenants.created_at, tenants.disabled_at, tenants.run_limit, tenants.run_window,
+    (
+        select count(*) from api_keys
+        where tenant_id = tenants.id and revoked_at is null and (expires_at > :now or expires_at is null)
+    ) as api_keys
 from tenants
-left join api_keys on api_keys.tenant_id = tenants.id and api_keys.revoked_at is null
-group by tenants.id
-order by tenants.id;
+order by id;
 
--- name: create_api_key(tenant, prefix, hash, label, now)^
-insert into api_keys (tenant_id, prefix, hash, label, created_at)
-values (:tenant, :prefix, :hash, :label, :now)
-returning id, tenant_id, prefix, label, created_at;
+-- name: get_tenant(id)^
+select id, created_at, disabled_at, run_limit, run_window from tenants where id = :id;
 
--- name: list_api_keys(tenant)
-select id, prefix, label, created_at, revoked_at from api_keys where tenant_id = :tenant order by id;
+-- name: disable_tenant(id, now)^
+-- One that is shut out already keeps the time since when.
+update tenants set disabled_at = coalesce(disabled_at, :now) where id = :id
+returning id, created_at, disabled_at, run_limit, run_window;
 
--- name: revoke_api_key(key_id, now)^
--- A key that is revoked already keeps the time of its first revocation.
-update api_keys set revoked_at = coalesce(revoked_at, :now) where id = :key_id
-returning id, tenant_id, prefix, revoked_at;
+-- name: enable_tenant(id)^
+update tenants set disabled_at = null where id = :id
+returning id, created_at, disabled_at, run_limit, run_window;
+
+-- name: limit_tenant(id, run_limit, run_window)^
+update tenants set run_limit = :run_limit, run_window = :run_window where id = :id
+returning id, created_at, disabled_at, run_limit, run_window;
+
+-- name: find_key_of_any_tenant(key_id)$
+select tenant_id from api_keys where id = :key_id;
+
+-- name: write_operator_audit(tenant, action, old, new, now)!
+-- What is done to the tenant itself.
+insert into audit_log (tenant_id, created_at, actor, action, resource, before, after)
+values (:tenant, :now, 'operator', :action, 'tenant', :old, :new);
 
 -- name: list_migrations()
 select migration_id from _yoyo_migration order by migration_id;

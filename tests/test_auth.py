@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -22,6 +21,7 @@ from service.storage.scope import Bind, Database, Unscoped
 from service.storage.units import Row, T, Unit, ask
 from service.times import utc_now
 from tests.support.direct import direct
+from tests.support.keys import revoke, store
 
 BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 KEY = "mk_7Fq0ZbN3xLk9TtVdR2mWcYh5PgJs8Aa1e2I9KnP"
@@ -38,9 +38,9 @@ class Storage:
 
     async def read(self, unit: Unit[T], bind: Bind, tenant_id: str | None) -> T:
         query, parameters = bind(next(unit))
-        assert (query.name, tenant_id) == ("find_api_key", None)
+        assert (query.name, tenant_id) in (("find_api_key", None), ("find_demo_tenant", None))
         self.asked += 1
-        answer = self.answer(parameters["hash"])
+        answer = self.answer(parameters["hash" if "hash" in parameters else "id"])
         try:
             unit.send(answer)
         except StopIteration as stop:
@@ -83,7 +83,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def stored(*keys: str, tenant: str = "acme") -> dict[str, Row]:
-    return {key_hash(key): {"tenant_id": tenant, "key_id": at} for at, key in enumerate(keys, 1)}
+    return {key_hash(key): found(tenant, at) for at, key in enumerate(keys, 1)}
+
+
+def found(tenant: str, key_id: int) -> Row:
+    usual = dict.fromkeys(("expires_at", "run_limit", "run_window"))
+    return {"tenant_id": tenant, "key_id": key_id, "scopes": "read run", "last_used_at": utc_now(), **usual}
 
 
 def test_a_key_is_mk_33_random_characters_and_a_checksum_of_6() -> None:
@@ -178,7 +183,7 @@ def test_only_the_hash_of_a_key_and_its_first_nine_characters_are_for_keeping() 
 
 @pytest.mark.parametrize("key", ODD_KEYS, ids=lambda key: ascii(key[:50]))
 async def test_a_malformed_key_is_refused_without_the_storage(key: str) -> None:
-    assert await Authenticator(Broken(), demo=False).scope(key) is None
+    assert await Authenticator(Broken(), demo=False).caller(key) is None
 
 
 async def test_a_key_opens_its_own_tenants_scope() -> None:
@@ -186,14 +191,14 @@ async def test_a_key_opens_its_own_tenants_scope() -> None:
     storage = Storage(**stored(ours), **stored(theirs, tenant="other"))
     authenticator = Authenticator(storage, demo=False)
     for key, tenant in ((ours, "acme"), (theirs, "other"), (ours, "acme"), (theirs, "other")):
-        scope = await authenticator.scope(key)
+        scope = await authenticator.caller(key)
         assert scope is not None
         assert (scope.tenant_id, scope.key_id) == (tenant, 1)
 
 
 async def test_an_unknown_key_opens_nothing() -> None:
     storage = Storage(**stored(new_key()))
-    assert await Authenticator(storage, demo=False).scope(new_key()) is None
+    assert await Authenticator(storage, demo=False).caller(new_key()) is None
     assert storage.asked == 1
 
 
@@ -201,7 +206,7 @@ async def test_many_requests_with_one_key_are_one_query() -> None:
     key = new_key()
     storage = Storage(**stored(key))
     authenticator = Authenticator(storage, demo=False)
-    scopes = [await authenticator.scope(key) for _ in range(100)]
+    scopes = [await authenticator.caller(key) for _ in range(100)]
     assert {scope and scope.tenant_id for scope in scopes} == {"acme"}
     assert storage.asked == 1
 
@@ -210,9 +215,9 @@ async def test_a_key_works_as_soon_as_it_is_made() -> None:
     key = new_key()
     storage = Storage()
     authenticator = Authenticator(storage, demo=False)
-    assert await authenticator.scope(key) is None
+    assert await authenticator.caller(key) is None
     storage.rows = stored(key)
-    assert await authenticator.scope(key) is not None
+    assert await authenticator.caller(key) is not None
 
 
 async def test_a_key_is_forgotten_after_its_time(clock: Clock) -> None:
@@ -221,7 +226,7 @@ async def test_a_key_is_forgotten_after_its_time(clock: Clock) -> None:
     authenticator = Authenticator(storage, demo=False, memory=1.0)
     for now, asked in ((1_000.0, 1), (1_000.5, 1), (1_000.99, 1), (1_001.0, 2), (1_001.9, 2), (1_002.0, 3)):
         clock.now = now
-        assert await authenticator.scope(key) is not None
+        assert await authenticator.caller(key) is not None
         assert storage.asked == asked
 
 
@@ -229,13 +234,13 @@ async def test_a_key_that_is_used_all_the_time_is_forgotten_too(clock: Clock) ->
     key = new_key()
     storage = Storage(**stored(key))
     authenticator = Authenticator(storage, demo=False, memory=1.0)
-    assert await authenticator.scope(key) is not None
+    assert await authenticator.caller(key) is not None
     storage.rows = {}
     for _ in range(9):
         clock.now += 0.1
-        assert await authenticator.scope(key) is not None
+        assert await authenticator.caller(key) is not None
     clock.now += 0.1
-    assert await authenticator.scope(key) is None
+    assert await authenticator.caller(key) is None
 
 
 async def test_the_time_that_a_look_up_takes_does_not_make_the_memory_longer(clock: Clock) -> None:
@@ -248,20 +253,20 @@ async def test_the_time_that_a_look_up_takes_does_not_make_the_memory_longer(clo
     storage = Slow(**stored(key))
     authenticator = Authenticator(storage, demo=False, memory=1.0)
     asked_at = clock.now
-    assert await authenticator.scope(key) is not None
+    assert await authenticator.caller(key) is not None
     clock.now = asked_at + 1.0
     storage.rows = {}
-    assert await authenticator.scope(key) is None
+    assert await authenticator.caller(key) is None
 
 
 async def test_by_default_a_revoked_key_is_forgotten_within_two_seconds(clock: Clock) -> None:
     key = new_key()
     storage = Storage(**stored(key))
     authenticator = Authenticator(storage, demo=False)
-    assert await authenticator.scope(key) is not None
+    assert await authenticator.caller(key) is not None
     storage.rows = {}
     clock.now += 2
-    assert await authenticator.scope(key) is None
+    assert await authenticator.caller(key) is None
 
 
 class _Tenant(str):
@@ -275,11 +280,11 @@ async def test_no_more_keys_than_allowed_are_remembered() -> None:
         def answer(self, hashed: str) -> Row | None:
             tenant = _Tenant(hashed)
             held.append(weakref.ref(tenant))
-            return {"tenant_id": tenant, "key_id": 1}
+            return found(tenant, 1)
 
     authenticator = Authenticator(Many(), demo=False, most=3)
     for _ in range(50):
-        assert await authenticator.scope(new_key()) is not None
+        assert await authenticator.caller(new_key()) is not None
     gc.collect()
     assert sum(tenant() is not None for tenant in held) == 3
 
@@ -289,12 +294,12 @@ async def test_the_key_that_was_found_first_makes_room() -> None:
     storage = Storage(**stored(*keys))
     authenticator = Authenticator(storage, demo=False, most=3)
     for key in keys:
-        await authenticator.scope(key)
+        await authenticator.caller(key)
     assert storage.asked == 4
     for key in keys[2:]:
-        await authenticator.scope(key)
+        await authenticator.caller(key)
     assert storage.asked == 4
-    await authenticator.scope(keys[0])
+    await authenticator.caller(keys[0])
     assert storage.asked == 5
 
 
@@ -302,21 +307,24 @@ async def test_an_unknown_key_takes_nobodys_place() -> None:
     key = new_key()
     storage = Storage(**stored(key))
     authenticator = Authenticator(storage, demo=False, most=1)
-    await authenticator.scope(key)
+    await authenticator.caller(key)
     for _ in range(10):
-        assert await authenticator.scope(new_key()) is None
+        assert await authenticator.caller(new_key()) is None
     storage.asked = 0
-    assert await authenticator.scope(key) is not None
+    assert await authenticator.caller(key) is not None
     assert storage.asked == 0
 
 
 @pytest.mark.parametrize(("key", "tenant"), [("key_tenant_a", "tenant_a"), ("key_tenant_b", "tenant_b")])
 async def test_demo_keys_open_the_demo_tenants_only_when_told(key: str, tenant: str) -> None:
-    scope = await Authenticator(Broken(), demo=True).scope(key)
-    assert scope is not None
-    assert (scope.tenant_id, scope.key_id) == (tenant, None)
-    assert await Authenticator(Broken(), demo=False).scope(key) is None
-    assert await Authenticator(Broken(), demo=True).scope(key.upper()) is None
+    storage = Storage(**{tenant: {"tenant_id": tenant, "run_limit": None, "run_window": None}})
+    caller = await Authenticator(storage, demo=True).caller(key)
+    assert caller is not None
+    assert (caller.tenant_id, caller.key_id) == (tenant, None)
+    # one that is shut out
+    assert await Authenticator(Storage(), demo=True).caller(key) is None
+    assert await Authenticator(Broken(), demo=False).caller(key) is None
+    assert await Authenticator(Broken(), demo=True).caller(key.upper()) is None
 
 
 @pytest.fixture
@@ -328,16 +336,12 @@ async def storage(database: Path | str) -> AsyncIterator[Database]:
         await opened.close()
 
 
-def issue(key: str, tenant: str) -> Unit[Row]:
-    yield ask("create_tenant_if_missing", id=tenant, now=utc_now())
-    row: Row = yield ask(
-        "create_api_key", tenant=tenant, prefix=key_prefix(key), hash=key_hash(key), label=None, now=utc_now()
-    )
-    return row
+async def issue(storage: Database, key: str, tenant: str) -> Row:
+    def unit() -> Unit[None]:
+        yield ask("create_tenant_if_missing", id=tenant, now=utc_now())
 
-
-def revoke(key_id: int) -> Unit[Any]:
-    return (yield ask("revoke_api_key", key_id=key_id, now=utc_now()))
+    await Unscoped(storage).write(unit())
+    return await store(storage, tenant, key)
 
 
 def everything_stored(database: Path | str) -> bytes:
@@ -350,22 +354,22 @@ def everything_stored(database: Path | str) -> bytes:
 
 async def test_a_stored_key_opens_its_tenant_until_it_is_revoked(storage: Database) -> None:
     ours, theirs = new_key(), new_key()
-    issued = await Unscoped(storage).write(issue(ours, "acme"))
-    await Unscoped(storage).write(issue(theirs, "other"))
+    issued = await issue(storage, ours, "acme")
+    await issue(storage, theirs, "other")
     authenticator = Authenticator(storage, demo=False, memory=0)
     for key, tenant in ((ours, "acme"), (theirs, "other")):
-        scope = await authenticator.scope(key)
+        scope = await authenticator.caller(key)
         assert scope is not None
         assert scope.tenant_id == tenant
-    await Unscoped(storage).write(revoke(issued["id"]))
-    assert await authenticator.scope(ours) is None
-    assert await authenticator.scope(theirs) is not None
+    await revoke(storage, "acme", issued["id"])
+    assert await authenticator.caller(ours) is None
+    assert await authenticator.caller(theirs) is not None
 
 
 async def test_nothing_of_a_key_but_its_prefix_is_stored(storage: Database, database: Path | str) -> None:
     key = new_key()
-    await Unscoped(storage).write(issue(key, "acme"))
-    await Authenticator(storage, demo=False).scope(key)
+    await issue(storage, key, "acme")
+    await Authenticator(storage, demo=False).caller(key)
     kept = everything_stored(database)
     assert key_hash(key).encode() in kept
     assert key[:9].encode() in kept

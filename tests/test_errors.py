@@ -12,12 +12,11 @@ from typing import Any, NoReturn
 import pytest
 from multidict import CIMultiDict
 
-from service.auth import key_hash, key_prefix, new_key
+from service.auth import new_key
 from service.errors import Unavailable
 from service.execution.models import ModelRegistry
 from service.state import STATE
 from service.storage.queries import Query, load_queries
-from service.times import utc_now
 from tests.conftest import KEY_A, KEY_B, Client, Serve
 from tests.support.contract import METHODS, Contract
 from tests.support.http import (
@@ -35,6 +34,7 @@ from tests.support.http import (
     refused,
     run,
 )
+from tests.support.keys import revoke, store
 from tests.support.storage import engine_in
 
 AS_JSON = {**KEY_A, "Content-Type": "application/json"}
@@ -340,11 +340,9 @@ async def test_every_answer_bears_a_request_id(client: Client) -> None:
 
 async def test_every_key_that_opens_nothing_is_the_same_401(client: Client) -> None:
     revoked = new_key()
-    unscoped = client.app[STATE].authenticator._unscoped
-    stored = {"tenant": "tenant_a", "prefix": key_prefix(revoked), "hash": key_hash(revoked), "label": None}
-    row = await unscoped.one("create_api_key", **stored, now=utc_now())
-    assert row is not None
-    await unscoped.one("revoke_api_key", key_id=row["id"], now=utc_now())
+    database = client.app[STATE].authenticator._database
+    row = await store(database, "tenant_a", revoked)
+    await revoke(database, "tenant_a", row["id"])
     unknown = new_key()
     for method, path, body in (
         ("GET", "/whoami", None),
@@ -491,7 +489,7 @@ async def test_a_crash_outside_of_the_storage_is_a_500_too(serve: Serve, monkeyp
         problem = await refused(
             client, 500, "POST", f"/agents/{agent['id']}/run", json={"task": "Say hello", "model": "gpt-4o"}
         )
-        patch.setattr("service.auth.Authenticator.scope", crash)
+        patch.setattr("service.auth.Authenticator.caller", crash)
         assert (await client.get("/tools", headers=KEY_A)).status == 500
     assert "secret" not in str(problem)
     assert "RateLimit" in (await client.post(f"/agents/{agent['id']}/run", json={}, headers=KEY_A)).headers

@@ -12,7 +12,7 @@ import redis
 
 from service import shared_limiter
 from service.errors import TooManyRuns
-from service.limiter import FixedWindow, RunLimiter, TakeBack
+from service.limiter import FixedWindow, LocalLimiter, RunLimiter, TakeBack
 from service.shared_limiter import SharedWindow, connections_to
 
 
@@ -63,7 +63,7 @@ class LocalTime:
         self._clock = clock
 
     def limiter(self, limit: int, seconds: int) -> RunLimiter:
-        return FixedWindow(limit, seconds, self._clock)
+        return LocalLimiter(limit, seconds, self._clock)
 
     def passes(self, seconds: float) -> None:
         self._clock.now += seconds

@@ -13,12 +13,11 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from service.auth import key_hash, key_prefix, new_key
+from service.auth import new_key
 from service.config import Config
 from service.execution.models import Conversation, ModelRegistry, ToolCall
 from service.execution.prompt import Tool
 from service.state import STATE
-from service.times import utc_now
 from tests.conftest import KEY_A, KEY_B, Client, Serve
 from tests.support.http import (
     AGENT,
@@ -34,6 +33,7 @@ from tests.support.http import (
     refused,
     run,
 )
+from tests.support.keys import store
 from tests.support.storage import watch
 
 TASK = {"task": "Say hello", "model": "gpt-4o"}
@@ -270,9 +270,7 @@ async def test_over_the_limit_the_database_is_not_touched(
 ) -> None:
     client = await serve(limited)
     key = new_key()
-    unscoped = client.app[STATE].authenticator._unscoped
-    stored = {"tenant": "tenant_b", "prefix": key_prefix(key), "hash": key_hash(key), "label": None, "now": utc_now()}
-    await unscoped.one("create_api_key", **stored)
+    await store(client.app[STATE].authenticator._database, "tenant_b", key)
     agents = [(KEY_A, await make_agent(client)), ({"X-API-Key": key}, await make_agent(client, key=KEY_B))]
     for headers, agent in agents:
         for _ in range(5):

@@ -2,8 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from service.resources import resource
 from service.storage.engines import engine_of
 from service.storage.migrations import MigrationError
 from service.storage.queries import load_queries
-from service.storage.scope import Unscoped
-from service.storage.units import T, Unit, ask
+from service.storage.scope import Database, Scope, Unscoped
+from service.storage.units import T, Unit
+from service.times import duration
 
 _TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
@@ -29,20 +31,41 @@ def tenant_id_of(context: click.Context, parameter: click.Parameter, value: str)
     return value
 
 
-def need_tenant(tenant: str) -> Unit[None]:
-    if not (yield ask("tenant_exists", id=tenant)):
-        raise click.BadParameter(f"there is no tenant {tenant!r}; `agent-platform tenants create` makes one.")
+def duration_of(context: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+    try:
+        return None if value is None else duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def no_such_tenant(tenant: str) -> click.BadParameter:
+    return click.BadParameter(f"there is no tenant {tenant!r}; `agent-platform tenants create` makes one.")
 
 
 def run_unit(database: Path | str, unit: Callable[[], Unit[T]]) -> T:
-    """Runs one unit of work on a migrated database, beside a running server if there is one."""
+    """Runs one unit of work that belongs to no tenant on a migrated database, beside a running server if there is one."""
+    return on_database(database, lambda storage: Unscoped(storage).write(unit()))
 
+
+def run_for_tenant(database: Path | str, tenant: str, unit: Callable[[], Unit[T]]) -> T:
+    """The same for a unit of a tenant, which must be there; the audit log will say that the operator did it."""
+
+    async def for_tenant(storage: Database) -> T:
+        if not await Unscoped(storage).value("tenant_exists", id=tenant):
+            raise no_such_tenant(tenant)
+        return await Scope(storage, tenant, None, is_operator=True).write(unit())
+
+    return on_database(database, for_tenant)
+
+
+def on_database(database: Path | str, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Opens a migrated database for some work, beside a running server if there is one."""
     engine = engine_of(database)
 
     async def once() -> T:
         storage = await engine.open(load_queries(resource("sql"), engine.name))
         try:
-            return await Unscoped(storage).write(unit())
+            return await work(storage)
         finally:
             await storage.close()
 
@@ -54,7 +77,7 @@ def run_unit(database: Path | str, unit: Callable[[], Unit[T]]) -> T:
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """What a command can't do, as one sentence."""
-    from service.errors import Unavailable
+    from service.errors import Problem, Unavailable
 
     try:
         yield
@@ -62,6 +85,8 @@ def clear_errors() -> Iterator[None]:
         raise Failed(str(error)) from error
     except Unavailable as error:
         raise Failed("The database does not answer: it may be busy, full or read-only.") from error
+    except Problem as error:
+        raise Failed(error.detail) from error
 
 
 def print_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

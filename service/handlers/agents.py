@@ -1,9 +1,10 @@
 """Agents: who does the work, and with which tools."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
+from service.audit import noted
 from service.errors import Conflict, Invalid, not_found, quote
 from service.handlers import Answer
 from service.paging import Listing, page
@@ -42,7 +43,7 @@ async def replace_agent(tenant: Scope, agent_id: int, body: dict[str, Any], if_m
 
 async def change_agent(tenant: Scope, agent_id: int, body: dict[str, Any], if_match: str | None) -> Answer:
     if not body:
-        return tagged(await tenant.read(_unchanged(agent_id, versions(if_match))))
+        return tagged(await tenant.read(_to_be_written(agent_id, versions(if_match))))
     return tagged(await tenant.write(_change(agent_id, body, versions(if_match))))
 
 
@@ -60,27 +61,29 @@ def _create(body: dict[str, Any]) -> Unit[Answer]:
         raise _taken(body["name"]) from None
     yield from _link(agent_id, body["tool_ids"])
     agent = yield ask("get_agent", agent_id=agent_id)
+    yield noted("create", "agent", None, agent)
     return tagged(agent, 201, {"Location": f"/agents/{agent_id}"})
 
 
-def _unchanged(agent_id: int, wanted: str | None) -> Unit[Row]:
+def _to_be_written(agent_id: int, wanted: str | None) -> Unit[Row]:
+    """The agent as it is: no other unit of its tenant writes meanwhile. Raises NotFound and PreconditionFailed."""
     agent: Row = (yield ask("get_agent", agent_id=agent_id)) or not_found("agent")
     return agent if lets_through(wanted, agent) else has_changed("agent")
 
 
 def _change(agent_id: int, body: dict[str, Any], wanted: str | None) -> Unit[Row]:
     """Changes what `body` holds; a field that it lacks stays. `tool_ids` replaces the whole list, None empties it."""
+    before = yield from _to_be_written(agent_id, wanted)
     texts = {field: body.get(field) for field in ("name", "role", "description")}
     try:
-        changed = yield ask("change_agent", agent_id=agent_id, versions=wanted, **texts, now=utc_now())
+        yield ask("change_agent", agent_id=agent_id, versions=wanted, **texts, now=utc_now())
     except UniqueViolation:
         raise _taken(body["name"]) from None
-    if not changed:
-        yield from _refuse(agent_id)
     if "tool_ids" in body:
         yield ask("drop_agent_tools", agent_id=agent_id)
         yield from _link(agent_id, body["tool_ids"] or [])
     agent: Row = yield ask("get_agent", agent_id=agent_id)
+    yield noted("change", "agent", before, agent)
     return agent
 
 
@@ -102,19 +105,12 @@ def _link(agent_id: int, tool_ids: list[int]) -> Unit[None]:
 
 def _delete(agent_id: int, if_unused: bool, wanted: str | None) -> Unit[None]:
     # an agent that is gone has runs still: is it there comes first, so that the answer is the same 404 as ever
-    if not (yield ask("agent_exists", agent_id=agent_id)):
-        not_found("agent")
+    before = (yield ask("get_agent", agent_id=agent_id)) or not_found("agent")
     if if_unused and (yield ask("agent_has_runs", agent_id=agent_id)):
         raise Conflict("The agent has runs.")
     if not (yield ask("delete_agent", agent_id=agent_id, versions=wanted)):
-        yield from _refuse(agent_id)
-
-
-def _refuse(agent_id: int) -> Unit[NoReturn]:
-    """Says why a statement found no agent to write."""
-    if (yield ask("agent_exists", agent_id=agent_id)):
         has_changed("agent")
-    not_found("agent")
+    yield noted("delete", "agent", before, None)
 
 
 def _taken(name: str) -> Conflict:

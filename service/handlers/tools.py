@@ -1,7 +1,8 @@
 """Tools: what agents can call."""
 
-from typing import Any, NoReturn
+from typing import Any
 
+from service.audit import noted
 from service.errors import Conflict, not_found, quote
 from service.handlers import Answer
 from service.paging import Listing, page
@@ -40,7 +41,7 @@ async def replace_tool(tenant: Scope, tool_id: int, body: dict[str, Any], if_mat
 
 async def change_tool(tenant: Scope, tool_id: int, body: dict[str, Any], if_match: str | None) -> Answer:
     if not body:
-        return tagged(await tenant.read(_unchanged(tool_id, versions(if_match))))
+        return tagged(await tenant.read(_to_be_written(tool_id, versions(if_match))))
     return tagged(await tenant.write(_change(tool_id, body, versions(if_match))))
 
 
@@ -54,38 +55,36 @@ def _create(body: dict[str, Any]) -> Unit[Answer]:
         tool = yield ask("create_tool", **body, now=utc_now())
     except UniqueViolation:
         raise _taken(body["name"]) from None
+    yield noted("create", "tool", None, tool)
     return tagged(tool, 201, {"Location": f"/tools/{tool['id']}"})
 
 
-def _unchanged(tool_id: int, wanted: str | None) -> Unit[Row]:
+def _to_be_written(tool_id: int, wanted: str | None) -> Unit[Row]:
+    """The tool as it is: no other unit of its tenant writes meanwhile. Raises NotFound and PreconditionFailed."""
     tool: Row = (yield ask("get_tool", tool_id=tool_id)) or not_found("tool")
     return tool if lets_through(wanted, tool) else has_changed("tool")
 
 
 def _change(tool_id: int, body: dict[str, Any], wanted: str | None) -> Unit[Row]:
+    before = yield from _to_be_written(tool_id, wanted)
     changes = {"name": None, "description": None} | body
     if "name" in body:
         yield ask("tool_is_renamed", tool_id=tool_id, name=body["name"])
     try:
-        tool: Row | None = yield ask("change_tool", tool_id=tool_id, versions=wanted, **changes, now=utc_now())
+        tool: Row = yield ask("change_tool", tool_id=tool_id, versions=wanted, **changes, now=utc_now())
     except UniqueViolation:
         raise _taken(body["name"]) from None
-    return tool or (yield from _refuse(tool_id))
+    yield noted("change", "tool", before, tool)
+    return tool
 
 
 def _delete(tool_id: int, if_unused: bool, wanted: str | None) -> Unit[None]:
     if if_unused and (yield ask("tool_is_used", tool_id=tool_id)):
         raise Conflict("An agent has this tool.")
+    before = yield from _to_be_written(tool_id, wanted)
     yield ask("tool_is_taken", tool_id=tool_id, now=utc_now())
-    if not (yield ask("delete_tool", tool_id=tool_id, versions=wanted)):
-        yield from _refuse(tool_id)
-
-
-def _refuse(tool_id: int) -> Unit[NoReturn]:
-    """Says why a statement found no tool to write."""
-    if (yield ask("tool_exists", tool_id=tool_id)):
-        has_changed("tool")
-    not_found("tool")
+    yield ask("delete_tool", tool_id=tool_id, versions=wanted)
+    yield noted("delete", "tool", before, None)
 
 
 def _taken(name: str) -> Conflict:

@@ -86,28 +86,43 @@ class _View(ABC):
 
 
 class Scope(_View):
-    """One tenant's view. `key_id` is the key that opened it, None for a demo key."""
+    """One tenant's view, for one request or command, and who asks: that is what the audit log has of it.
 
-    __slots__ = ("key_id", "tenant_id")
+    `key_id` is the key that opened it, None for a demo key and for whoever runs the command line (`is_operator`).
+    """
+
+    __slots__ = ("_own", "key_id", "tenant_id")
 
     tenant_id: str
 
-    def __init__(self, database: Database, tenant_id: str, key_id: int | None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        tenant_id: str,
+        key_id: int | None,
+        request_id: str | None = None,
+        *,
+        is_operator: bool = False,
+    ) -> None:
         super().__init__(database)
         self.tenant_id = tenant_id
         self.key_id = key_id
+        actor = "operator" if is_operator else "demo" if key_id is None else "key"
+        # what no caller says himself
+        self._own = {"tenant_id": tenant_id, "actor": actor, "actor_key_id": key_id, "request_id": request_id}
 
     def bind(self, asked: Ask) -> Statement:
-        """The query and its parameters, the tenant's among them.
+        """The query and its parameters, the tenant's among them, and who asks where the query wants that.
 
-        Raises TypeError where the caller passes a tenant_id, OutOfScope for a query of sql/unscoped.sql.
+        Raises TypeError where the caller passes one of these, OutOfScope for a query of sql/unscoped.sql.
         """
-        if "tenant_id" in asked.parameters:
-            raise TypeError("A scope adds tenant_id itself.")
+        if not self._own.keys().isdisjoint(asked.parameters):
+            raise TypeError("A scope adds tenant_id itself, and who asks.")
         query = self._query(asked.name)
         if not query.scoped:
             raise OutOfScope(f"The query {asked.name} belongs to no tenant.")
-        return query, _complete(query, {"tenant_id": self.tenant_id, **asked.parameters})
+        own = self._own if "actor" in query.parameter_names else {"tenant_id": self.tenant_id}
+        return query, _complete(query, {**own, **asked.parameters})
 
 
 class Unscoped(_View):

@@ -21,9 +21,9 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from service.app import make_app
-from service.auth import key_hash, key_prefix, new_key
+from service.auth import new_key
 from service.config import Config
-from service.limiter import FixedWindow
+from service.limiter import LocalLimiter
 from service.resources import resource
 from service.state import STATE
 from service.storage.queries import load_queries
@@ -37,6 +37,7 @@ from tests.attacks.tenants_texts import API_KEY, MARKER
 from tests.conftest import Client, Server
 from tests.support.contract import Contract
 from tests.support.http import Answer
+from tests.support.keys import revoke, store
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ class World:
         async def arranged(app: Any) -> Any:
             state = app[STATE]
             state.authenticator._memory = 0.0
-            app[STATE] = replace(state, limiter=FixedWindow(RATE_LIMIT, RATE_WINDOW, self.clock))
+            app[STATE] = replace(state, limiter=LocalLimiter(RATE_LIMIT, RATE_WINDOW, self.clock))
             yield
 
         app.cleanup_ctx.append(arranged)
@@ -132,14 +133,11 @@ class World:
     def create_key(self, tenant_id: str) -> tuple[int, str]:
         """A new key of the tenant, (id, key), as `keys create` makes it."""
         key = new_key()
-        parts = {"tenant": tenant_id, "prefix": key_prefix(key), "hash": key_hash(key), "label": None, "now": utc_now()}
-        row = self._run(Unscoped(self._beside).one("create_api_key", **parts))
-        assert row is not None
-        return row["id"], key
+        return self._run(store(self._beside, tenant_id, key))["id"], key
 
-    def revoke_key(self, key_id: int) -> None:
+    def revoke_key(self, tenant_id: str, key_id: int) -> None:
         """Revokes a key as `keys revoke` does."""
-        assert self._run(Unscoped(self._beside).one("revoke_api_key", key_id=key_id, now=utc_now()))
+        self._run(revoke(self._beside, tenant_id, key_id))
 
     def send(
         self,

@@ -9,13 +9,13 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from service.auth import key_hash, key_prefix
 from service.execution.loop import Outcome
 from service.execution.prompt import Agent, Tool
 from service.times import utc_now
 from tests.benchmarks.load import TASK
 from tests.benchmarks.shared import KEY, MODEL, PRAGMAS, TENANT, Row, columns, queries, run_agent, shown
 from tests.support.database import migrated
+from tests.support.keys import parts
 
 _TOPICS = ("search", "weather", "calendar", "mailbox", "ledger", "archive", "maps", "translate", "stocks", "notes")
 _TOOLS_EACH = 5
@@ -69,8 +69,7 @@ def _define(file: Path) -> None:
     now = utc_now()
     with closing(_open(file)) as connection:
         connection.execute(sql["create_tenant"], {"id": TENANT, "now": now})
-        key = {"tenant": TENANT, "prefix": key_prefix(KEY), "hash": key_hash(KEY), "label": "benchmark", "now": now}
-        connection.execute(sql["create_api_key"], key).fetchall()
+        connection.execute(sql["create_key"], {"tenant_id": TENANT, **parts(KEY, label="benchmark")}).fetchall()
         for tool in TOOLS:
             texts = {"name": tool.name, "description": tool.description}
             connection.execute(sql["create_tool"], {"tenant_id": TENANT, **texts, "now": now}).fetchall()

@@ -99,7 +99,7 @@ def small_spec(key_function: str) -> dict[str, Any]:
 
 
 class Keys:
-    async def scope(self, key: str) -> Any:
+    async def caller(self, key: str) -> Any:
         return SimpleNamespace(tenant_id=key) if key == "good" else None
 
 

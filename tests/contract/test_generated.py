@@ -32,14 +32,15 @@ def example_body(operation: dict[str, Any]) -> Any:
 
 
 def url(path: str, number: object = 1) -> str:
-    for name in ("tool_id", "agent_id", "run_id"):
+    for name in ("tool_id", "agent_id", "run_id", "key_id"):
         path = path.replace(f"{{{name}}}", str(number))
     return path
 
 
 async def fill(client: Client) -> None:
-    """Tenant a's tool, agent and run, each with the id 1."""
-    for method, path in (("post", "/tools"), ("post", "/agents"), ("post", "/agents/{agent_id}/run")):
+    """Tenant a's tool, agent, run and key, each with the id 1."""
+    for path in ("/tools", "/agents", "/agents/{agent_id}/run", "/keys"):
+        method = "post"
         operation = CONTRACT.spec["paths"][path][method]
         await client.json(method, url(path), json=example_body(operation))
 
@@ -108,7 +109,7 @@ def broken_values(schema: dict[str, Any]) -> Iterator[Any]:
 async def test_a_body_with_any_one_field_broken_is_400_and_changes_nothing(client: Client) -> None:
     await fill(client)
     for method, path, operation in WITH_BODY:
-        before = [await client.json("GET", each) for each in ("/tools", "/agents", "/runs")]
+        before = [await client.json("GET", each) for each in ("/tools", "/agents", "/runs", "/keys", "/audit")]
         schema = CONTRACT.whole(next(iter(operation["requestBody"]["content"].values()))["schema"])
         base = example_body(operation)
         bodies: list[tuple[str, Any]] = [("#/nobody~1knows~0this%20", base | {"nobody/knows~this ": 1})]
@@ -127,7 +128,7 @@ async def test_a_body_with_any_one_field_broken_is_400_and_changes_nothing(clien
                 body,
                 errors,
             )
-        assert [await client.json("GET", each) for each in ("/tools", "/agents", "/runs")] == before
+        assert [await client.json("GET", each) for each in ("/tools", "/agents", "/runs", "/keys", "/audit")] == before
 
 
 def broken_texts(schema: dict[str, Any]) -> list[str]:

@@ -19,17 +19,17 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from service.app import make_app
-from service.auth import key_hash, key_prefix, new_key
+from service.auth import new_key
 from service.config import Config
 from service.execution.models import Conversation, MockModel, ModelRegistry, ToolCall
 from service.execution.prompt import Tool
 from service.execution.tools import MockTools
 from service.server import Runner
 from service.state import STATE
-from service.times import utc_now
 from tests.conftest import KEY_A, Client, Server
 from tests.support.contract import Contract
 from tests.support.http import AGENT, MERGE_PATCH, TOOL, make_agent, make_tool, run
+from tests.support.keys import store
 from tests.support.storage import Database, made, paused_until, rest, rows, traced
 from tests.support.tables import put_back, restart_ids, tables
 
@@ -201,9 +201,8 @@ class Room:
         await make_agent(self.client, "first", tool_ids=[1, 2])
         await make_agent(self.client, "second", tool_ids=[1, 3])
         await run(self.client, 1)
-        # a demo key is known without a look at the storage, and a request with one is never suspended for it
-        key = {"tenant": "tenant_a", "prefix": key_prefix(self._key), "hash": key_hash(self._key), "label": None}
-        await self.app[STATE].authenticator._unscoped.one("create_api_key", **key, now=utc_now())
+        # a look at the storage for the key is a place to be cut off at, too
+        await store(self.app[STATE].authenticator._database, "tenant_a", self._key)
         self._spare = tables(self.database)
         self._times = {value for rows in dump(self.database).values() for row in rows for value in row}
 

@@ -1,6 +1,7 @@
 """Migrations, on both engines: up, down, up; crashes between their steps; databases that are not ours."""
 
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from hashlib import sha256
@@ -31,12 +32,14 @@ RELEASED: dict[str, dict[str, str]] = {
         "0005_versions.py": "1a0a1be1698dfd79480951f951c50c377a29d292a8ee21ed781e9b7d3e1b4615",
         "0006_kept_answers.sql": "65d5c6bdc98ad483aa5c4d3da35edf99595c0eda816a5a39da0190585095af5c",
         "0007_keys_by_tenant.sql": "55028484469c6ec20b4a2dbf67366dd75b0e45fdbdcc9c8dba8802827500e169",
+        "0008_access.py": "26ac24ee0b56fd45f2f0ba15975259e1a20c7a1791a0d863a6a657691d9f7590",
     },
     "postgresql": {
         "0001_tenants.sql": "a97ef005816cceba4dc0d76a1eedc2dda987b548427111ca603f3b53df07172b",
         "0002_tools_and_agents.sql": "8297a529904a5e1e342ae15f13fb3df2e0bb228594a1e27b3460a55748075a47",
         "0003_runs.sql": "472e996a7c39e36ff8f61f500aba55733b15c1504123e6d5553e447e5aa89776",
         "0004_kept_answers.sql": "acc8980389f63ac2a8d8bb3f050a003f82a1bd7706f329d1ed1746da840f4f67",
+        "0005_access.sql": "04c84a78bb43fad28c310cf8913aa0d20686ffca185e19707fb97ab62f70a71e",
     },
 }
 IDS = {engine: [name.partition(".")[0] for name in files] for engine, files in RELEASED.items()}
@@ -203,10 +206,12 @@ def test_times_that_ran_backwards_are_put_in_order_by_the_upgrade(tmp_path: Path
 
 
 def test_the_keys_outlive_the_upgrade_with_their_ids_and_the_id_given_last(tmp_path: Path) -> None:
-    file = tmp_path / "upgrade.db"
+    file, folder = tmp_path / "upgrade.db", tmp_path / "migrations"
+    # what came later added columns to the keys
+    shutil.copytree(FOLDER, folder, ignore=lambda _, names: [name for name in names if name[:4] > "0007"])
     key = {"prefix": "mk_000000", "created_at": NOW}
     with closing(hold(file)):
-        migrate(file, FOLDER)
+        migrate(file, folder)
         whole = schema(file)
         undo(file, "0007_keys_by_tenant")
         with direct(file) as beside:
@@ -223,16 +228,16 @@ def test_the_keys_outlive_the_upgrade_with_their_ids_and_the_id_given_last(tmp_p
             beside.run("delete from api_keys where id = 8")
             before = beside.contents()
             for _ in range(2):
-                assert migrate(file, FOLDER) == ["0007_keys_by_tenant"]
+                assert migrate(file, folder) == ["0007_keys_by_tenant"]
                 assert beside.contents() == before
                 assert schema(file) == whole
                 # applied, and not recorded
                 beside.run("delete from _yoyo_migration where migration_id = '0007_keys_by_tenant'")
-            migrate(file, FOLDER)
+            migrate(file, folder)
             for _ in range(2):
                 undo(file, "0007_keys_by_tenant")
                 assert beside.contents() == before
-            assert migrate(file, FOLDER) == ["0007_keys_by_tenant"]
+            assert migrate(file, folder) == ["0007_keys_by_tenant"]
             beside.add("api_keys", tenant_id="a", hash=f"{9:064x}", **key)
             assert beside.run("select max(id) from api_keys") == [(9,)]
             assert beside.run("pragma integrity_check") == [("ok",)]

@@ -33,7 +33,18 @@ pytestmark = pytest.mark.skipif(postgresql.server() is None, reason=postgresql.H
 QUERIES = load_queries(resource("sql"), "postgresql")
 SCOPED = sorted(name for name, query in QUERIES.items() if query.scoped)
 TENANT, OPERATOR = "agent_platform_tenant", "agent_platform_operator"
-TABLES = ("tenants", "api_keys", "tools", "agent_ids", "agents", "agent_tools", "runs", "run_counts", "kept_answers")
+TABLES = (
+    "tenants",
+    "api_keys",
+    "tools",
+    "agent_ids",
+    "agents",
+    "agent_tools",
+    "runs",
+    "run_counts",
+    "kept_answers",
+    "audit_log",
+)
 TOOL = ("tenant_id", "name", "description", "created_at", "updated_at")
 
 # what holds a query to one tenant, in its own words or through a table that it joins
@@ -283,7 +294,8 @@ def test_every_table_forces_row_level_security_on_all_roles(beside: Direct) -> N
     )
     own = [(table, "its_own", f"{{{TENANT}}}", "ALL", "PERMISSIVE") for table in TABLES]
     keys = [(table, "all_of_them", f"{{{OPERATOR}}}", "ALL", "PERMISSIVE") for table in ("api_keys", "tenants")]
-    assert policies == sorted(own + keys)
+    noted = [("audit_log", "noted", f"{{{OPERATOR}}}", "INSERT", "PERMISSIVE")]
+    assert policies == sorted(own + keys + noted)
 
 
 def test_the_roles_own_nothing_and_pass_by_nothing(beside: Direct) -> None:

@@ -20,8 +20,19 @@ HOW_TO_RUN = (
     "superuser of it."
 )
 # in an order in which nothing that goes is still referred to
-_TABLES = ("kept_answers", "run_counts", "runs", "agent_tools", "agents", "agent_ids", "tools", "api_keys", "tenants")
-_COUNTED = ("runs", "agent_ids", "tools", "api_keys")
+_TABLES = (
+    "audit_log",
+    "kept_answers",
+    "run_counts",
+    "runs",
+    "agent_tools",
+    "agents",
+    "agent_ids",
+    "tools",
+    "api_keys",
+    "tenants",
+)
+_COUNTED = ("runs", "agent_ids", "tools", "api_keys", "audit_log")
 
 
 @functools.cache
@@ -55,7 +66,8 @@ def create(name: str) -> str:
 def emptied() -> str:
     """The URL of this process's database, migrated and empty, its ids beginning with 1."""
     url = _own()
-    deletes = [f"delete from {table}" for table in _TABLES]
+    # what a tenant has in the audit log goes only with the tenant
+    deletes = ["update tenants set deleted_at = created_at", *(f"delete from {table}" for table in _TABLES)]
     restarts = [f"alter sequence {table}_id_seq restart" for table in _COUNTED]
     connection = _connection()
     with connection.transaction():

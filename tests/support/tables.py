@@ -18,14 +18,26 @@ from tests.support.storage import Database
 Rows = list[dict[str, Any]]
 
 # in an order in which nothing is referred to before it is there
-TABLES = ("tenants", "api_keys", "tools", "agent_ids", "agents", "agent_tools", "runs", "run_counts", "kept_answers")
-_COUNTED = ("api_keys", "tools", "agent_ids", "runs")
+TABLES = (
+    "tenants",
+    "api_keys",
+    "tools",
+    "agent_ids",
+    "agents",
+    "agent_tools",
+    "runs",
+    "run_counts",
+    "kept_answers",
+    "audit_log",
+)
+_COUNTED = ("api_keys", "tools", "agent_ids", "runs", "audit_log")
 # on a server each statement has its price: it reads all tables in one, and sets all ids in one
 _READ = " union all ".join(f"select '{table}', to_json(each) from {table} as each" for table in TABLES)
 _RESTART = " union all ".join(
     f"select setval('{table}_id_seq', greatest(1, max(id)), coalesce(max(id), 0) > 0) from {table}" for table in _COUNTED
 )
-_DELETES = "; ".join(f"delete from {table}" for table in reversed(TABLES))
+# what a tenant has in the audit log goes only with the tenant
+DELETES = ("update tenants set deleted_at = created_at", *(f"delete from {table}" for table in reversed(TABLES)))
 
 
 def tables(database: Database) -> dict[str, Rows]:
@@ -42,8 +54,8 @@ def put_back(database: Database, before: Mapping[str, Rows]) -> None:
     given = {table: before[table] for table in TABLES if table != "run_counts" and before[table]}
     if isinstance(database, Path):
         with _file(database) as cursor:
-            for table in reversed(TABLES):
-                cursor.execute(f"delete from {table}")
+            for statement in DELETES:
+                cursor.execute(statement)
             for table, each in given.items():
                 names = ", ".join(each[0])
                 values = ", ".join("?" * len(each[0]))
@@ -58,7 +70,7 @@ def put_back(database: Database, before: Mapping[str, Rows]) -> None:
         for table, each in given.items()
     ]
     with server.transaction():
-        together = "; ".join([_DELETES, *inserts, _RESTART])
+        together = "; ".join([*DELETES, *inserts, _RESTART])
         psycopg.ClientCursor(server).execute(together.encode(), [json.dumps(each) for each in given.values()])
         assert _read(server)["run_counts"] == before["run_counts"]
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from service.auth import key_hash, key_prefix, new_key
 from service.storage.queries import Query
-from service.storage.scope import Database, Scope, Unscoped
+from service.storage.scope import Database, Scope
 from service.storage.units import ask
 from service.times import utc_now
+from tests.support.keys import parts
 
 NOW = utc_now()
 SECRET = "planted-secret"
@@ -49,7 +50,20 @@ THEIRS: dict[str, Any] = {
     "headers": "{}",
     "body": "b",
     "expired": "",
+    "key_id": 1,
+    "expires_at": NOW,
+    "action": None,
+    "resource": None,
+    "resource_id": None,
+    "scopes": "keys read run write",
+    "label": "l",
+    "prefix": key_prefix(KEY),
+    "hash": key_hash(KEY),
+    "old": None,
+    "new": None,
 }
+# what no caller says himself
+_THE_SCOPES = ("tenant_id", "actor", "actor_key_id", "request_id")
 _RUN = (
     "agent_name",
     "model",
@@ -63,7 +77,16 @@ _RUN = (
 )
 _RUN += ("error", "steps", "prompt")
 _ROWS: dict[str, dict[str, Any]] = {
-    "api_keys": {"prefix": key_prefix(KEY), "hash": key_hash(KEY), "label": None, "created_at": NOW, "revoked_at": None},
+    "api_keys": {
+        "prefix": key_prefix(KEY),
+        "hash": key_hash(KEY),
+        "label": None,
+        "created_at": NOW,
+        "revoked_at": None,
+        "scopes": "read",
+        "expires_at": None,
+        "last_used_at": None,
+    },
     "tools": {"name": f"{SECRET} tool", "description": "d", "created_at": NOW, "updated_at": NOW, "version": 1},
     "agent_ids": {},
     "agents": {"name": "n", "role": "r", "description": "d", "created_at": NOW, "updated_at": NOW, "version": 1},
@@ -74,6 +97,8 @@ _ROWS: dict[str, dict[str, Any]] = {
 # where another value reaches more
 _FURTHER: dict[str, dict[str, Any]] = {
     **{f"{verb}_agents{rest}": {"name": None} for verb in ("list", "count") for rest in ("", "_with_tool")},
+    **{f"{verb}_audit": {"key_id": None} for verb in ("list", "count")},
+    "write_audit": {"action": "create", "resource": "tool"},
     "forget_kept_answers": {"expired": "9999"},
     "keep_answer": {"expired": "9999", "status": 200},
     "tool_is_renamed": {"name": "another"},
@@ -87,19 +112,15 @@ _FURTHER: dict[str, dict[str, Any]] = {
 def parameters(query: Query) -> dict[str, Any]:
     """What to pass to a query, so that it finds or changes what is tenant a's."""
     values = THEIRS | _FURTHER.get(query.name, {})
-    return {name: values[name] for name in query.parameters if name != "tenant_id"}
+    return {name: values[name] for name in query.parameters if name not in _THE_SCOPES}
 
 
 async def plant(tenant: Scope, storage: Database) -> None:
     """Gives the tenant one of everything, with the ids 1 and the secret in every text."""
 
-    def key() -> Any:
-        row = _ROWS["api_keys"] | {"now": NOW}
-        yield ask(
-            "create_api_key", tenant=tenant.tenant_id, **{name: row[name] for name in ("prefix", "hash", "label", "now")}
-        )
-
     def unit() -> Any:
+        yield ask("create_key", **parts(KEY, label=SECRET, now=NOW))
+        yield ask("write_audit", action="create", resource="tool", resource_id=1, old=None, new=f'["{SECRET}"]', now=NOW)
         yield ask("create_tool", name=f"{SECRET} tool", description=SECRET, now=NOW)
         agent_id = yield ask("create_agent_id")
         yield ask("create_agent", agent_id=agent_id, name=f"{SECRET} agent", role=SECRET, description=SECRET, now=NOW)
@@ -108,5 +129,4 @@ async def plant(tenant: Scope, storage: Database) -> None:
         kept = {name: THEIRS[name] for name in ("idempotency_key", "fingerprint", "headers", "now", "expired")}
         yield ask("keep_answer", **kept, status=200, body=SECRET)
 
-    await Unscoped(storage).write(key())
     await tenant.write(unit())

@@ -27,3 +27,4 @@ select create_distributed_table('agent_tools', 'tenant_id', colocate_with => 'te
 select create_distributed_table('runs', 'tenant_id', colocate_with => 'tenants');
 select create_distributed_table('run_counts', 'tenant_id', colocate_with => 'tenants');
 select create_distributed_table('kept_answers', 'tenant_id', colocate_with => 'tenants');
+select create_distributed_table('audit_log', 'tenant_id', colocate_with => 'tenants');

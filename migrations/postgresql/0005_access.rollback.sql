@@ -1,0 +1,11 @@
+drop table if exists audit_log;
+drop function if exists keep_the_audit_log();
+drop function if exists keep_all_of_the_audit_log();
+revoke update (revoked_at, expires_at) on api_keys from agent_platform_tenant;
+alter table tenants drop column if exists run_window;
+alter table tenants drop column if exists run_limit;
+alter table tenants drop column if exists deleted_at;
+alter table tenants drop column if exists disabled_at;
+alter table api_keys drop column if exists last_used_at;
+alter table api_keys drop column if exists expires_at;
+alter table api_keys drop column if exists scopes;
