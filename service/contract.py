@@ -295,9 +295,9 @@ class _Body:
         Raises UnsupportedMediaType, Malformed for what is no JSON, RequestTimeout for what does not arrive in time, and
         aiohttp's own error where it is too large.
         """
+        if not request.body_exists and not self._required:
+            return {}
         if not request.body_exists and "Content-Type" not in request.headers:
-            if not self._required:
-                return {}
             raise Malformed(f"A body of the type {self._media_types[-1]} is required.")
         if request.headers.get("Content-Type") not in self._media_types:  # else there is nothing to look into
             utf_8 = (request.charset or "utf-8").lower() in ("utf-8", "utf8")

@@ -21,9 +21,11 @@ from service import shared_limiter
 from service.app import make_app
 from service.config import Config
 from service.errors import TooManyRuns, Unavailable
+from service.limiter import Limit
 from service.shared_limiter import SharedWindow, connections_to
 from service.state import STATE
 from tests.conftest import KEY_A, KEY_B, Client, Serve
+from tests.support.command import done
 from tests.support.database import migrated
 from tests.support.http import Answer, answer, everything, make_agent
 from tests.support.process import Service
@@ -402,9 +404,9 @@ async def test_a_tenant_that_had_room_a_moment_ago_is_not_looked_at_first(
     asked: list[str] = []
     ask = SharedWindow._ask
 
-    async def noted(self: SharedWindow, tenant_id: str, what: str, ends: int) -> Any:
+    async def noted(self: SharedWindow, tenant_id: str, limit: Limit, what: str, ends: int) -> Any:
         asked.append(f"{what} {tenant_id}")
-        return await ask(self, tenant_id, what, ends)
+        return await ask(self, tenant_id, limit, what, ends)
 
     monkeypatch.setattr(SharedWindow, "_ask", noted)
 
@@ -470,3 +472,20 @@ async def test_a_run_that_cannot_be_taken_back_hides_no_other_failure(
 
     monkeypatch.setattr(shared_limiter, "_call", fail)
     await take_back()
+
+
+async def test_a_tenants_own_limit_holds_here_too(serve: Serve, shared: Config) -> None:
+    client = await serve(shared)
+    agent = await make_agent(client)
+    options = ("--database", str(shared.database))
+
+    async def given(runs: int) -> list[int]:
+        """What as many runs are answered with as there have not been, and one more, under a limit of so many."""
+        done("tenants", "limit", "tenant_a", "--runs", str(runs), *options)
+        client.app[STATE].authenticator._found.clear()
+        return [(await run(client)).status for _ in range(8)]
+
+    assert agent["id"] == 1
+    assert await given(7) == [200] * 7 + [429]
+    # those that have been count
+    assert await given(9) == [200] * 2 + [429] * 6
