@@ -10,10 +10,11 @@ select
     + (select count(*) from agents where tenant_id = :tenant_id)
     + (select count(*) from agent_tools where tenant_id = :tenant_id)
     + (select count(*) from runs where tenant_id = :tenant_id)
-    + (select count(*) from kept_answers where tenant_id = :tenant_id);
+    + (select count(*) from kept_answers where tenant_id = :tenant_id)
+    + (select count(*) from audit_log where tenant_id = :tenant_id);
 
 -- name: read_api_keys(tenant_id, id, limit)
-select id, prefix, hash, label, created_at, revoked_at
+select id, prefix, hash, label, scopes, created_at, expires_at, last_used_at, revoked_at
 from api_keys
 where tenant_id = :tenant_id and id > :id
 order by id
@@ -79,3 +80,13 @@ limit :limit;
 
 -- name: last_kept_answers(tenant_id)^
 select idempotency_key from kept_answers where tenant_id = :tenant_id order by idempotency_key desc limit 1;
+
+-- name: read_audit_log(tenant_id, id, limit)
+select id, created_at, actor, key_id, action, resource, resource_id, request_id, before, after
+from audit_log
+where tenant_id = :tenant_id and id > :id
+order by id
+limit :limit;
+
+-- name: last_audit_log(tenant_id)^
+select id from audit_log where tenant_id = :tenant_id order by id desc limit 1;

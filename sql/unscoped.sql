@@ -23,6 +23,13 @@ insert into tenants (id, created_at) values (:id, :now);
 -- name: create_tenant_if_missing(id, now)!
 insert into tenants (id, created_at) values (:id, :now) on conflict (id) do nothing;
 
+-- name: copy_tenant(id, created_at, disabled_at, run_limit, run_window)!
+-- One that is there already becomes as the given one.
+insert into tenants (id, created_at, disabled_at, run_limit, run_window)
+values (:id, :created_at, :disabled_at, :run_limit, :run_window)
+on conflict (id) do update set
+    disabled_at = excluded.disabled_at, run_limit = excluded.run_limit, run_window = excluded.run_window;
+
 -- name: tenant_exists(id)$
 select exists (select 1 from tenants where id = :id);
 

@@ -182,6 +182,7 @@ def test_every_option_reads_a_variable_of_its_name_and_says_so() -> None:
     found = {option.name: option for option in options(cli)}
     # what is said of one call and not of a service
     of_one_call = {"source", "target", "resume", "print_distribution"}
+    of_one_call |= {"expires_in", "scopes", "overlap", "runs", "window", "usual"}
     assert found.keys() == of_one_call | {
         *("host", "port", "database", "workers", "rate_limit", "rate_window", "demo", "log_level"),
         *("wrong_key_limit", "concurrency", "request_timeout", "limiter", "limiter_fallback"),
@@ -344,6 +345,7 @@ def test_a_signal_ends_the_server_within_five_seconds_whatever_is_open(tmp_path:
 
 def test_a_request_that_waits_for_the_storage_is_answered_before_the_server_ends(database: Path | str) -> None:
     with Service(database) as service, ExitStack() as others:
+        assert status(service.origin, "/whoami", "key_tenant_a") == 200
         others.enter_context(held_writes(database))
         with connected(service, HEAD, BODY) as connection:
             assert status(service.origin, "/health") == 200
@@ -357,7 +359,8 @@ def test_a_request_that_waits_for_the_storage_is_answered_before_the_server_ends
 
 def test_a_request_whose_body_is_still_coming_is_answered_before_the_server_ends(tmp_path: Path) -> None:
     with Service(tmp_path / "slow.db") as service, connected(service, HEAD, BODY[:20]) as connection:
-        assert status(service.origin, "/health") == 200
+        # the key of the one that is under way is looked up meanwhile
+        assert status(service.origin, "/whoami", "key_tenant_a") == 200
         service.process.terminate()
         time.sleep(0.3)
         connection.sendall(BODY[20:])

@@ -70,16 +70,16 @@ def test_tenants_are_created_once_and_listed(database: Path | str) -> None:
     assert done("tenants", "create", "Beta.2-x_y", *at) == "Created the tenant Beta.2-x_y.\n"
     assert refusal(1, "tenants", "create", "Beta.2-x_y", *at) == "The tenant Beta.2-x_y exists already."
     head, *rows = done("tenants", "list", *at).splitlines()
-    assert head.split() == ["TENANT", "KEYS", "CREATED"]
+    assert head.split() == ["TENANT", "KEYS", "LIMIT", "CREATED", "DISABLED"]
     # byte by byte: capitals come first
     assert [row.split()[0] for row in rows][:2] == ["Beta.2-x_y", "acme"]
-    assert all(re.fullmatch(r"\S+ +\d+ +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", row) for row in rows)
+    assert all(re.fullmatch(r"\S+ +\d+ +as the server says +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z +-", row) for row in rows)
 
 
 def test_a_key_is_printed_once_and_kept_nowhere(database: Path | str) -> None:
     key, key_id = create_key(database, "acme", "--label", "for the tests")
     listed = done("keys", "list", "--tenant", "acme", "--database", str(database))
-    assert re.search(rf"^{key_id} +{key[:9]}… +for the tests +\S+Z +-$", listed, re.MULTILINE)
+    assert re.search(rf"^{key_id} +{key[:9]}… +for the tests +keys,read,run,write +\S+Z +- +- +-$", listed, re.MULTILINE)
     assert key[:10] not in listed
     if isinstance(database, Path):
         files = list(database.parent.glob(f"{database.name}*"))
@@ -105,7 +105,7 @@ def test_keys_are_listed_by_tenant_and_stay_in_the_list_when_revoked(database: P
     revoked = done("keys", "revoke", ids[0], *at)
     assert re.fullmatch(rf"Revoked the key {ids[0]} \(mk_\w{{6}}…\) of the tenant gamma\.\n", revoked)
     head, *rows = done("keys", "list", "--tenant", "gamma", *at).splitlines()
-    assert head.split() == ["ID", "KEY", "LABEL", "CREATED", "REVOKED"]
+    assert head.split() == ["ID", "KEY", "LABEL", "SCOPES", "CREATED", "EXPIRES", "LAST", "USED", "REVOKED"]
     assert [row.split()[0] for row in rows] == ids
     assert [row.split()[-1] == "-" for row in rows] == [False, True]
     assert re.search(r"^gamma +1 ", done("tenants", "list", *at), re.MULTILINE)
@@ -249,7 +249,7 @@ def test_a_url_may_bear_the_settings_that_both_drivers_know() -> None:
     settings = "sslmode=prefer&target_session_attrs=read-write&application_name=mine&options=-c%20search_path%3Dpublic"
     url = postgresql.emptied()
     head = done("tenants", "list", "--database", f"{url}{'&' if '?' in url else '?'}{settings}")
-    assert head.split() == ["TENANT", "KEYS", "CREATED"]
+    assert head.split() == ["TENANT", "KEYS", "LIMIT", "CREATED", "DISABLED"]
 
 
 def test_a_url_without_its_drivers_is_one_line_that_says_how_to_get_them(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ async def test_a_move_there_and_back_keeps_everything(
     before = await answers(serve, furnished)
     there = await move(furnished, other)
     assert there.tenants == 2
-    assert there.rows == 26
+    assert there.rows == 40
     assert await answers(serve, other) == before
     back = migrated(tmp_path / "back.db")
     assert await move(other, back) == there

@@ -631,7 +631,7 @@ async def test_a_caller_without_a_key_is_answered_before_its_body_is_read(client
         for method, path, operation in contract.operations()
         if "requestBody" in operation
     ]
-    assert len(bodies) == 7
+    assert len(bodies) == 9
     for method, path in bodies:
         for length in ("Content-Length: 1000", f"Content-Length: {MIB}", "Transfer-Encoding: chunked"):
             async with Wire(client) as wire, asyncio.timeout(1):

@@ -201,6 +201,10 @@ async def test_every_post_of_the_spec_is_repeated_byte_for_byte(client: Client, 
             assert "Idempotency-Key" not in parameters, f"{method} {path}"
             continue
         header = parameters.get("Idempotency-Key")
+        if path.startswith("/keys"):
+            # what is kept would hold a key
+            assert header is None, path
+            continue
         assert header, f"POST {path} can't be repeated"
         assert (header["in"], header.get("required", False)) == ("header", False), path
         success = next(code for code in operation["responses"] if code.startswith("2"))
@@ -534,8 +538,8 @@ async def test_a_refused_request_leaves_its_key_free(serve: Serve, config: Confi
     await succeed(200, path, TASK)
     await run(client, agent_id)
     await refuse(429, path, TASK)
-    began = limiter._clock
-    limiter._clock = lambda: began() + 61
+    for windows in limiter._windows.values():
+        windows._clock = lambda began=windows._clock: began() + 61
     await succeed(200, path, TASK)
 
 

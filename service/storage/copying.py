@@ -13,6 +13,7 @@ import orjson
 
 from service.storage.scope import Database, Scope, Unscoped
 from service.storage.units import ForeignKeyViolation, Row, UniqueViolation, Unit, ask
+from service.times import utc_now
 
 # the tables in an order in which nothing refers to what is not there yet, each with what comes before its first key
 _TABLES: dict[str, Row] = {
@@ -23,6 +24,7 @@ _TABLES: dict[str, Row] = {
     "agent_tools": {"agent_id": 0, "tool_id": 0},
     "runs": {"id": 0},
     "kept_answers": {"idempotency_key": ""},
+    "audit_log": {"id": 0},
 }
 # rows of a batch, which is one commit: so many at the most, and fewer where they are large, in bytes of JSON
 _BATCH = 500
@@ -116,7 +118,7 @@ def _other_move(tenant_id: str) -> CopyError:
 async def _compare(source: Database, target: Database, moved: Callable[[int], None]) -> Copied:
     """Reads both whole, tenant by tenant. Raises CopyError for the first one that differs."""
     tenants, rows, checksum = await _tenants(source), 0, sha256()
-    if [tenant["id"] for tenant in await _tenants(target)] != [tenant["id"] for tenant in tenants]:
+    if await _tenants(target) != tenants:
         raise CopyError("The target has other tenants than the source.")
     for tenant in tenants:
         for table, before in _TABLES.items():
@@ -144,11 +146,12 @@ def _view(database: Database, tenant_id: str) -> Scope:
 
 
 async def _tenants(database: Database) -> list[Row]:
-    return await Unscoped(database).many("list_tenants")
+    rows = await Unscoped(database).many("list_tenants", now=utc_now())
+    return [{name: value for name, value in row.items() if name != "api_keys"} for row in rows]
 
 
 def _tenant(tenant: Row) -> Unit[None]:
-    yield ask("create_tenant_if_missing", id=tenant["id"], now=tenant["created_at"])
+    yield ask("copy_tenant", **tenant)
 
 
 def _rows(table: str, rows: list[Row]) -> Unit[Any]:

@@ -1,8 +1,8 @@
 -- The writing half of `agent-platform copy`.
 
 -- name: write_api_keys(tenant_id, rows)!
-insert into api_keys (tenant_id, id, prefix, hash, label, created_at, revoked_at)
-select :tenant_id, id, prefix, hash, label, created_at, revoked_at
+insert into api_keys (tenant_id, id, prefix, hash, label, scopes, created_at, expires_at, last_used_at, revoked_at)
+select :tenant_id, id, prefix, hash, label, scopes, created_at, expires_at, last_used_at, revoked_at
 from json_populate_recordset(cast(null as api_keys), cast(:rows as json));
 
 -- name: write_tools(tenant_id, rows)!
@@ -39,3 +39,8 @@ from json_populate_recordset(cast(null as runs), cast(:rows as json));
 insert into kept_answers (tenant_id, idempotency_key, fingerprint, status, headers, body, created_at)
 select :tenant_id, idempotency_key, fingerprint, status, headers, body, created_at
 from json_populate_recordset(cast(null as kept_answers), cast(:rows as json));
+
+-- name: write_audit_log(tenant_id, rows)!
+insert into audit_log (tenant_id, id, created_at, actor, key_id, action, resource, resource_id, request_id, before, after)
+select :tenant_id, id, created_at, actor, key_id, action, resource, resource_id, request_id, before, after
+from json_populate_recordset(cast(null as audit_log), cast(:rows as json));

@@ -4,6 +4,7 @@
 select name, last_id
 from (
     select 'agent_ids' as name, last_value as last_id, is_called from agent_ids_id_seq
+    union all select 'audit_log', last_value, is_called from audit_log_id_seq
     union all select 'api_keys', last_value, is_called from api_keys_id_seq
     union all select 'runs', last_value, is_called from runs_id_seq
     union all select 'tools', last_value, is_called from tools_id_seq

@@ -1,10 +1,10 @@
 -- The writing half of `agent-platform copy`.
 
 -- name: write_api_keys(tenant_id, rows)!
-insert into api_keys (tenant_id, id, prefix, hash, label, created_at, revoked_at)
+insert into api_keys (tenant_id, id, prefix, hash, label, scopes, created_at, expires_at, last_used_at, revoked_at)
 select
-    :tenant_id, value ->> 'id', value ->> 'prefix', value ->> 'hash', value ->> 'label', value ->> 'created_at',
-    value ->> 'revoked_at'
+    :tenant_id, value ->> 'id', value ->> 'prefix', value ->> 'hash', value ->> 'label', value ->> 'scopes',
+    value ->> 'created_at', value ->> 'expires_at', value ->> 'last_used_at', value ->> 'revoked_at'
 from json_each(:rows);
 
 -- name: write_tools(tenant_id, rows)!
@@ -48,4 +48,11 @@ insert into kept_answers (tenant_id, idempotency_key, fingerprint, status, heade
 select
     :tenant_id, value ->> 'idempotency_key', value ->> 'fingerprint', value ->> 'status', value ->> 'headers',
     value ->> 'body', value ->> 'created_at'
+from json_each(:rows);
+
+-- name: write_audit_log(tenant_id, rows)!
+insert into audit_log (tenant_id, id, created_at, actor, key_id, action, resource, resource_id, request_id, before, after)
+select
+    :tenant_id, value ->> 'id', value ->> 'created_at', value ->> 'actor', value ->> 'key_id', value ->> 'action',
+    value ->> 'resource', value ->> 'resource_id', value ->> 'request_id', value ->> 'before', value ->> 'after'
 from json_each(:rows);

@@ -1,7 +1,7 @@
 -- The ids that were given last, so that a copy gives none of them again.
 
 -- name: list_last_ids()
-select name, seq as last_id from sqlite_sequence where name in ('api_keys', 'tools', 'agent_ids', 'runs') order by name;
+select name, seq as last_id from sqlite_sequence where name in ('api_keys', 'tools', 'agent_ids', 'runs', 'audit_log') order by name;
 
 -- name: note_last_id(name)!
 -- SQLite notes a table only when it has given its first id.

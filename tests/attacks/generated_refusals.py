@@ -56,6 +56,12 @@ REASONS = (
         lambda case, problem: _kind(problem) == "conflict" and _body_has(case, "name"),
     ),
     Reason(
+        "key ended",
+        409,
+        "The key no longer works, so that there is nothing to rotate.",
+        lambda case, problem: _kind(problem) == "conflict" and case.operation.path.endswith("/rotate"),
+    ),
+    Reason(
         "tool in use",
         409,
         "Refuse with 409 where an agent has the tool.",

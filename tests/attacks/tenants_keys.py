@@ -30,7 +30,7 @@ class Keys(Base):
         """It opens nothing from the next request on. A tenant that has no other key gets a new one."""
         tenant = self.tenants[who]
         key_id = list(tenant.keys)[pick % len(tenant.keys)]
-        self.world.revoke_key(tenant.id, key_id)
+        self.world.revoke_key(tenant.tenant_id, key_id)
         key = tenant.keys.pop(key_id)
         tenant.revoked.append(key)
         if not tenant.keys:

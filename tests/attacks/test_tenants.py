@@ -19,7 +19,7 @@ ENOUGH = 6
 
 # a seed under which it is soon found; the query, what stands in it, and what stands there in the broken service
 BROKEN = {
-    "a revoked key opens": (25, "find_api_key", " and revoked_at is null", ""),
+    "a revoked key opens": (25, "find_api_key", " and api_keys.revoked_at is null", ""),
     "an update loses a field": (21, "change_agent", "role = coalesce(:role, role)", "role = coalesce(role, :role)"),
     "an agent's tag outlives a tool's name": (29, "tool_is_renamed", "version + 1", "version"),
 }

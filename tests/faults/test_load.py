@@ -291,6 +291,9 @@ async def test_a_list_is_a_fixed_number_of_statements_whatever_it_holds(serve: S
     async def statements(agents: int) -> dict[str, list[str]]:
         app = make_app(Config(database=made(engine, tmp_path / f"{agents}_agents.db")))
         client = await serve(app=app)
+        # whose key it is, is asked once
+        app[STATE].authenticator._memory = 3_600
+        await client.json("GET", "/whoami")
         await Scope(engine_in(app), "tenant_a", None).write(many(agents))
         seen: list[str] = []
         found = {}

@@ -135,11 +135,17 @@ REQUESTS: list[tuple[str, str, Any]] = [
     ("GET", "/agents/1/runs", None),
     ("GET", "/runs", None),
     ("GET", "/runs/1", None),
+    ("GET", "/keys", None),
+    ("POST", "/keys", {}),
+    ("GET", "/keys/1", None),
+    ("DELETE", "/keys/1", None),
+    ("POST", "/keys/1/rotate", {}),
+    ("GET", "/audit", None),
 ]
 
 
 async def state_of(house: House) -> list[Any]:
-    return [await house.client.json("GET", path) for path in ("/tools", "/agents")]
+    return [await house.client.json("GET", path) for path in ("/tools", "/agents", "/keys")]
 
 
 async def test_what_is_too_much_is_refused_at_once_whatever_it_asks_and_who_is_inside_succeeds(house: House) -> None:
@@ -176,6 +182,9 @@ async def test_keys_that_the_storage_does_not_find_in_time_are_refused_at_once_t
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authenticator, may_answer = house.app[STATE].authenticator, asyncio.Event()
+    monkeypatch.setattr(authenticator, "_memory", 60)
+    authenticator._found.clear()
+    assert (await house.ask("GET", "/whoami")).status == 200
     find = authenticator._unscoped.one
 
     async def late(query: str, **parameters: Any) -> Any:
@@ -281,7 +290,7 @@ async def test_places_are_free_again_however_a_request_ends(house: House, monkey
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(house.app[STATE].authenticator, "scope", crash)
+        patch.setattr(house.app[STATE].authenticator, "caller", crash)
         for _ in range(PLACES + 1):
             await refused(house.client, 500, "GET", "/tools")
     assert (await house.ask("GET", "/tools")).status == 200

@@ -53,7 +53,7 @@ def create_key(database: Path | str, tenant: str = "acme", *options: str) -> tup
     """A new key and its id."""
     ended = agent_platform("keys", "create", "--tenant", tenant, "--database", str(database), *options)
     assert ended.returncode == 0, ended
-    found = re.fullmatch(rf"Key (\d+) of the tenant {tenant}\. It is shown this once\.\n", ended.stderr)
+    found = re.fullmatch(rf"Key (\d+) of the tenant {tenant}, for [a-z, ]+\. It is shown this once\.\n", ended.stderr)
     assert found is not None
     assert KEY.fullmatch(ended.stdout.removesuffix("\n"))
     return ended.stdout.strip(), found[1]

@@ -93,6 +93,15 @@ _ROWS: dict[str, dict[str, Any]] = {
     "agent_tools": {"agent_id": 1, "tool_id": 1},
     "runs": {"agent_id": 1} | {name: THEIRS[name] for name in _RUN},
     "kept_answers": {name: THEIRS[name] for name in ("idempotency_key", "fingerprint", "headers", "body", "created_at")},
+    "audit_log": {
+        "created_at": NOW,
+        "actor": "demo",
+        "key_id": None,
+        "action": "create",
+        "resource": "tool",
+        "resource_id": 1,
+        **dict.fromkeys(("request_id", "before", "after")),
+    },
 }
 # where another value reaches more
 _FURTHER: dict[str, dict[str, Any]] = {
