@@ -66,6 +66,7 @@ def make_app(
                         authenticator=Authenticator(database, demo=config.serves_demo, most_asked=2 * config.concurrency),
                         limiter=limiter,
                         wrong_keys=wrong_keys(config.wrong_key_limit),
+                        trusted_proxies=config.trusted_proxy,
                         gate=Gate(config.concurrency),
                         retries=Retries(render),
                         request_timeout=config.request_timeout,
