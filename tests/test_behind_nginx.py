@@ -170,8 +170,12 @@ def test_nginx_waits_longer_than_the_service_and_leaves_idle_connections_sooner(
 
 @pytest.mark.parametrize(
     "sent",
-    [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 9_000)],
-    ids=["no HTTP", "no host", "too long"],
+    [
+        pytest.param(b"nonsense\r\n\r\n", id="no HTTP"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="no host"),
+        pytest.param(b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 9_000), id="a path too long"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n" % (b"x" * 9_000), id="a header too long"),
+    ],
 )
 def test_what_nginx_refuses_is_a_problem_too(front: Front, sent: bytes) -> None:
     with front.nginx.connect() as connection:
@@ -180,6 +184,19 @@ def test_what_nginx_refuses_is_a_problem_too(front: Front, sent: bytes) -> None:
     assert int(first.split()[1]) == problem["status"]
     assert problem["type"] == "urn:agent-platform:problem:malformed-request"
     front.contract._check_schema("", front.contract.spec["components"]["schemas"]["Problem"], problem)
+
+
+def test_a_request_without_tls_is_a_problem_and_goes_no_further(front: Front) -> None:
+    with socket.create_connection(("127.0.0.1", front.nginx.port), timeout=10) as connection:
+        connection.sendall(
+            b"GET /whoami HTTP/1.1\r\nHost: x\r\nX-Request-ID: in-the-clear\r\nX-API-Key: key_tenant_a\r\n\r\n"
+        )
+        first, problem = receive(connection)
+    assert first.startswith(b"HTTP/1.1 400")
+    assert (problem["status"], problem["request_id"]) == (400, "in-the-clear")
+    front.ask("GET", "/whoami", [KEY, ("X-Request-ID", "behind-it")])
+    assert logged(front.service.log, "behind-it")
+    assert "in-the-clear" not in front.service.log.read_text()
 
 
 def test_metrics_are_not_for_everybody(front: Front) -> None:
