@@ -69,6 +69,7 @@ def make_app(
                         authenticator=authenticator,
                         limiter=limiter,
                         wrong_keys=wrong_keys(config.wrong_key_limit),
+                        trusted_proxies=config.trusted_proxy,
                         gate=Gate(config.concurrency),
                         retries=Retries(render),
                         request_timeout=config.request_timeout,

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from service.addresses import Network, proxy_network
 from service.storage.engines import is_url
 
 _FALLBACKS = ("refuse", "local")
@@ -18,7 +19,7 @@ _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True)
 class Config:
-    """What `serve` is told. `demo` None means: where only this machine can reach the service."""
+    """What `serve` is told. `demo` None means: where only this machine can reach the service, as far as it can tell."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -31,13 +32,14 @@ class Config:
     wrong_key_limit: int = 100
     concurrency: int = 512
     request_timeout: float = 10
+    trusted_proxy: tuple[Network, ...] = ()
     demo: bool | None = None
     log_level: str = "info"
 
     @property
     def serves_demo(self) -> bool:
-        """Are the demo keys accepted?"""
-        return is_loopback(self.host) if self.demo is None else self.demo
+        """Are the demo keys accepted? Behind a proxy, others than this machine reach the loopback address."""
+        return is_loopback(self.host) and not self.trusted_proxy if self.demo is None else self.demo
 
 
 def is_loopback(host: str) -> bool:
@@ -106,6 +108,21 @@ def _database(context: click.Context, parameter: click.Parameter, value: str) ->
     except (OSError, RuntimeError, ValueError):
         raise click.BadParameter(f"{value!a} is no path that can be used.") from None
     return path
+
+
+def _trusted_proxy(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Network, ...]:
+    found: list[Network] = []
+    for value in values:
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        try:
+            if not parts:
+                raise ValueError
+            found += map(proxy_network, parts)
+        except ValueError:
+            raise click.BadParameter(
+                f"{value!a} holds something else than addresses and networks of proxies, such as 10.0.0.7 or 10.0.0.0/8."
+            ) from None
+    return tuple(found)
 
 
 database_option = option(
@@ -193,9 +210,16 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Seconds for the headers of a request, and for its body.",
         ),
         option(
+            "--trusted-proxy",
+            metavar="ADDRESS|NETWORK",
+            multiple=True,
+            callback=_trusted_proxy,
+            help="A proxy whose X-Forwarded-For is believed; several, with commas or one option each.",
+        ),
+        option(
             "--demo/--no-demo",
             default=None,
-            help="Accept key_tenant_a and key_tenant_b.  [default: on the loopback address only]",
+            help="Accept key_tenant_a and key_tenant_b.  [default: on the loopback address without --trusted-proxy only]",
         ),
         option(
             "--log-level",

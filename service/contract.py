@@ -11,7 +11,6 @@ import asyncio
 import inspect
 import zlib
 from collections.abc import Awaitable, Callable
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -23,6 +22,7 @@ from aiohttp import HttpVersion11, web
 from connexion.apis.aiohttp_api import AioHttpApi
 from connexion.operations import OpenAPIOperation
 
+from service.addresses import client_address, client_network
 from service.auth import Caller
 from service.errors import Invalid, Malformed, MissingScope, RequestTimeout, Unauthorized, UnsupportedMediaType, cut
 from service.idempotency import Rendered, fingerprint, key_of
@@ -76,7 +76,8 @@ async def authenticate(http: web.Request) -> Caller:
     caller = await state.authenticator.caller(keys[0]) if len(keys) == 1 else None
     if caller is None:
         if keys:
-            state.wrong_keys.admit(network(http.remote))
+            forwarded = http.headers.getall("X-Forwarded-For", ())
+            state.wrong_keys.admit(client_network(client_address(http.remote, forwarded, state.trusted_proxies)))
         raise Unauthorized("Send a valid API key in the header X-API-Key.", headers=_CHALLENGE)
     return caller
 
@@ -343,10 +344,3 @@ def _decoded(received: bytes, format: int) -> bytes:
     if not inflate.eof or inflate.unused_data:
         raise Malformed("The body does not end where its content coding does.")
     return body
-
-
-def network(address: str | None) -> str:
-    """Whom wrong keys from `address` are counted against: an IPv4 address, or the /64 that an IPv6 caller has to himself."""
-    if address is None or ":" not in address:
-        return address or ""
-    return str(ip_network((address.partition("%")[0], 64), strict=False))

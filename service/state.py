@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from service.addresses import Network
 from service.auth import Authenticator
 from service.execution.models import ModelRegistry
 from service.execution.tools import ToolExecutor
@@ -21,6 +22,8 @@ class State:
     limiter: RunLimiter
     # a window of this process, for addresses that try keys
     wrong_keys: FixedWindow
+    # who is believed to know its client's address
+    trusted_proxies: tuple[Network, ...]
     gate: Gate
     retries: Retries
     # how long a request's headers may take, and then its body, in seconds

@@ -96,6 +96,12 @@ WRONG = {
     "a limiter with a database that is no number": (["serve", "--limiter", "redis://127.0.0.1/runs"], "'--limiter'"),
     "a limiter with a setting that is none": (["serve", "--limiter", "redis://127.0.0.1/?colour=red"], "'--limiter'"),
     "a fallback that is none": (["serve", "--limiter-fallback", "allow"], "'--limiter-fallback'"),
+    "a proxy that is a name": (["serve", "--trusted-proxy", "localhost"], "'--trusted-proxy'"),
+    "a proxy without an address": (["serve", "--trusted-proxy", " , "], "'--trusted-proxy'"),
+    "a proxy with a port": (["serve", "--trusted-proxy", "10.0.0.1:80"], "'--trusted-proxy'"),
+    "a network that begins in its middle": (["serve", "--trusted-proxy", "10.0.0.1/8"], "'--trusted-proxy'"),
+    "one proxy of several that is none": (["serve", "--trusted-proxy", "10.0.0.1,10.0.0"], "'--trusted-proxy'"),
+    "everybody as a proxy": (["serve", "--trusted-proxy", "0.0.0.0/0"], "'--trusted-proxy'"),
     "an option that serve does not have": (["serve", "--frobnicate"], "'--frobnicate'"),
     "an option without its value": (["serve", "--port"], "'--port'"),
     "a surplus argument": (["migrate", "now"], "now"),
@@ -142,6 +148,7 @@ def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], names: st
         ("LOG_LEVEL", "loud"),
         ("LIMITER", "remote"),
         ("LIMITER_FALLBACK", "allow"),
+        ("TRUSTED_PROXY", "10.0.0.1 proxy"),
         ("DATABASE", ":memory:"),
         ("DATABASE", "nowhere/x.db"),
     ],
@@ -185,7 +192,7 @@ def test_every_option_reads_a_variable_of_its_name_and_says_so() -> None:
     of_one_call |= {"expires_in", "scopes", "overlap", "runs", "window", "usual"}
     assert found.keys() == of_one_call | {
         *("host", "port", "database", "workers", "rate_limit", "rate_window", "demo", "log_level"),
-        *("wrong_key_limit", "concurrency", "request_timeout", "limiter", "limiter_fallback"),
+        *("wrong_key_limit", "concurrency", "request_timeout", "limiter", "limiter_fallback", "trusted_proxy"),
         *("tenant", "label"),
     }
     assert [found[name].envvar for name in of_one_call] == [None] * len(of_one_call)

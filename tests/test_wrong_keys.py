@@ -7,7 +7,6 @@ import pytest
 
 from service.auth import new_key
 from service.config import Config
-from service.contract import network
 from service.limiter import wrong_keys
 from service.state import STATE
 from tests.conftest import KEY_A, Client, Serve
@@ -87,13 +86,6 @@ async def test_wrong_keys_take_no_place(client: Client) -> None:
     await refused(client, 401, "GET", "/tools", UNKNOWN)
     await refused(client, 503, "GET", "/tools", KEY_A)
     gate.inside = 0
-
-
-def test_an_ipv6_caller_is_his_whole_network() -> None:
-    assert network("2001:db8:1:2:3:4:5:6") == network("2001:db8:1:2::1%eth0") == "2001:db8:1:2::/64"
-    assert network("2001:db8:1:3::1") != network("2001:db8:1:2::1")
-    assert network("192.0.2.1") == "192.0.2.1"
-    assert network(None) == ""
 
 
 def test_made_up_addresses_fill_no_memory() -> None:

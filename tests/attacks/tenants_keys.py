@@ -54,9 +54,11 @@ class Keys(Base):
 
     def turned_away(self, operation: str, key: str | None, pick: int, text: int) -> None:
         """Sends a whole request with a key that opens nothing, on one of the tenants' ids."""
-        _, _, protected = self.world.operations[operation]
+        _, template, protected = self.world.operations[operation]
         kind = WITH_ID.get(operation)
         thing_id = None if kind is None else self.some_id(self.tenants[pick % 2], kind, pick)
+        if "{key_id}" in template:
+            thing_id = 1 + pick % 9
         headers = {} if key is None else {"X-API-Key": key}
         body = _body_of(operation, pick % 13, text)
         if body is not None:

@@ -18,7 +18,7 @@ def test_generated_requests_find_nothing(engine: str, tmp_path: Path) -> None:
     first = ("examples", "fuzzing", last)
     counts = attack(4, amount, tmp_path, engine, first)
     assert counts["requests"] >= amount
-    assert counts["operations"] == 21
+    assert counts["operations"] == 27
     assert counts["check_kinds"] == 15
     assert counts["checks"] > 10 * counts["requests"]
     if last == "stateful":

@@ -108,7 +108,9 @@ async def ours() -> AsyncIterator[TestClient]:
     app = build_app(small_spec("service.contract.authenticate"))
     answer_the_rest(app)
     # the parts that are asked for
-    parts = SimpleNamespace(authenticator=Keys(), wrong_keys=wrong_keys(60), gate=Gate(10), request_timeout=1)
+    parts = SimpleNamespace(
+        authenticator=Keys(), wrong_keys=wrong_keys(60), trusted_proxies=(), gate=Gate(10), request_timeout=1
+    )
     app[STATE] = parts  # type: ignore[misc]  # no whole State
     async with TestClient(TestServer(app)) as client:
         yield client
