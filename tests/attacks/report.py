@@ -121,12 +121,12 @@ ATTACKERS = (
         sqlite=_Share(
             10_000,
             300,
-            {"requests": 10_000, "operations": 21, "check_kinds": 15, "links": 40, "stateful_sequences": 300},
+            {"requests": 10_000, "operations": 28, "check_kinds": 15, "links": 40, "stateful_sequences": 300},
         ),
         postgresql=_Share(
             2_500,
             300,
-            {"requests": 2_500, "operations": 21, "check_kinds": 15, "links": 30, "stateful_sequences": 75},
+            {"requests": 2_500, "operations": 28, "check_kinds": 15, "links": 30, "stateful_sequences": 75},
         ),
     ),
     *_on_both(

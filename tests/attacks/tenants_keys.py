@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from service.auth import new_key
-from tests.attacks.model import UNAUTHORIZED, Refusal, invalid
+from tests.attacks.model import JSON, UNAUTHORIZED, Refusal, Tenant, invalid
 from tests.attacks.tenants_base import PICK, TEXT, WHO, Base
 from tests.attacks.tenants_texts import agent_body, task_of, tool_body
 from tests.attacks.tenants_things import WITH_ID
@@ -36,6 +36,45 @@ class Keys(Base):
         if not tenant.keys:
             self.new_key(tenant)
         self.turned_away(operation, key, pick, text)
+
+    @rule(who=WHO, pick=PICK)
+    def manage_keys(self, who: int, pick: int) -> None:
+        """A tenant's keys by the API: what is made or rotated opens, what is revoked does not; the other's are not there."""
+        tenant, other = self.tenants[who], self.other(self.tenants[who])
+        made = self._made(tenant, "create_key", None, {})
+        rotated = self._made(tenant, "rotate_key", made, {"overlap": "1h"})
+        path, answer = self.call(tenant, "list_keys", query={"limit": 100})
+        listed = {each["id"] for each in answer.json()["items"]}
+        assert {made, rotated} <= listed, f"{path} -> {answer}"
+        assert not listed & other.keys.keys(), f"{path} -> {answer}"
+        path, answer = self.call(tenant, "get_key", rotated)
+        assert answer.json()["prefix"] == tenant.keys[rotated][:9], f"{path} -> {answer}"
+        theirs = list(other.keys)[pick % len(other.keys)]
+        for operation in ("get_key", "rotate_key", "delete_key"):
+            path, answer = self.call(tenant, operation, theirs)
+            self.refused(path, answer, [Refusal("not-found", "There is no such key.")])
+        path, answer = self.call(tenant, "delete_key", made)
+        assert answer.status == 204, f"{path} -> {answer}"
+        revoked = tenant.keys.pop(made)
+        tenant.revoked.append(revoked)
+        self.turned_away("list_keys", revoked, pick, 0)
+
+    @rule(who=WHO)
+    def read_audit(self, who: int) -> None:
+        """A tenant's own changes: free of traces of the other's, as every answer is."""
+        path, answer = self.call(self.tenants[who], "list_audit", query={"limit": 100})
+        assert answer.status == 200, f"{path} -> {answer}"
+        ids = [each["id"] for each in answer.json()["items"]]
+        assert ids == sorted(ids, reverse=True), f"{path} -> {answer}"
+
+    def _made(self, tenant: Tenant, operation: str, key_id: int | None, body: JSON) -> int:
+        """The id of a key that is new, and the tenant's from now on. Its answer alone may hold a key."""
+        headers = {"X-API-Key": next(iter(tenant.keys.values())), "Content-Type": "application/json"}
+        path, answer = self.world.send(operation, headers, key_id, body=json.dumps(body).encode())
+        assert answer.status == 201, f"{path} -> {answer}"
+        made = answer.json()
+        tenant.keys[made["id"]] = made["key"]
+        return int(made["id"])
 
     @rule(who=WHO, operation=st.data(), strange=_STRANGE, pick=PICK, text=TEXT)
     def call_as_a_stranger(self, who: int, operation: st.DataObject, strange: str, pick: int, text: int) -> None:
