@@ -23,11 +23,20 @@ from aiohttp import HttpVersion11, web
 from connexion.apis.aiohttp_api import AioHttpApi
 from connexion.operations import OpenAPIOperation
 
-from service.errors import Invalid, Malformed, RequestTimeout, Unauthorized, UnsupportedMediaType, cut
+from service.errors import Invalid, Malformed, RequestTimeout, TooManyRuns, Unauthorized, UnsupportedMediaType, cut
 from service.idempotency import Rendered, fingerprint, key_of
 from service.limiter import Quota
 from service.preconditions import is_known
-from service.problems import ANSWER_HEADERS, LARGEST_BODY, Handler, answering, nothing_yet, safe_headers, too_large
+from service.problems import (
+    ANSWER_HEADERS,
+    LARGEST_BODY,
+    TENANT_ID,
+    Handler,
+    answering,
+    nothing_yet,
+    safe_headers,
+    too_large,
+)
 from service.state import STATE, State
 from service.storage.scope import Scope
 from service.validation import MOST_PLACES, Parameter, Places, Schema, Validator, strict_json
@@ -171,6 +180,7 @@ class Endpoint:
         state.gate.refuse_if_draining()
         # who tries wrong keys takes nobody's place
         tenant = await self._authenticate(http)
+        http[TENANT_ID] = tenant.tenant_id
         quota = state.limiter.quota(tenant.tenant_id) if self._rate_limited else None
         try:
             with state.gate:
@@ -179,6 +189,9 @@ class Endpoint:
                 if quota is not None:
                     await quota.check()
                 return respond(render(await self._handler(**await self._arguments(http, tenant, state, quota))), http)
+        except TooManyRuns:
+            state.metrics.limiter_refusals.inc()
+            raise
         finally:
             if quota is not None:
                 http[ANSWER_HEADERS] = quota.headers()

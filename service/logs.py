@@ -4,27 +4,18 @@ Our own lines hold none. The messages of exceptions may, so that a log says what
 """
 
 import asyncio
-import logging
 import re
 import time
 import traceback
 from typing import Any, TextIO
+
+import orjson
 
 # a client can put its key, or a part of it, where it does not belong: into a request id
 _KEY = re.compile(r"(?<=mk_)[0-9A-Za-z]{4,}|(?<=key_tenant_)[ab]", re.ASCII)
 
 # how long lines are gathered before they are written, in seconds
 _PAUSE = 0.1
-
-
-class Formatter(logging.Formatter):
-    """Formats records, other people's too, without keys and without what exceptions say."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return without_keys(super().format(record))
-
-    def formatException(self, ei: Any) -> str:
-        return whereabouts(ei[1])
 
 
 def whereabouts(error: BaseException | None) -> str:
@@ -44,26 +35,58 @@ def without_keys(text: str) -> str:
     return _KEY.sub("…", text)
 
 
-class AccessLog:
-    """Writes lines with their time to `stream`, those of one moment with one system call.
+def writes_json(log_format: str, stream: TextIO) -> bool:
+    """Are lines to be JSON? `auto` means: where nobody reads them as they come, on a terminal."""
+    return log_format == "json" or (log_format == "auto" and not stream.isatty())
 
-    The logging module would make a record, a lock and a system call of each.
+
+class AccessLog:
+    """Writes a line for each request to `stream`, those of one moment with one system call.
+
+    The logging module would make a record, a lock and a system call of each. The lines look like its own: see records.py.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, as_json: bool) -> None:
         self._stream = stream
         self._lines: list[str] = []
         self._second = 0
         self._time = ""
+        self._render = self._as_json if as_json else self._as_text
+        self._tell_time = _utc if as_json else _local
 
-    def write(self, line: str) -> None:
-        """Notes a line; it stands in the stream a moment later. To be called on the event loop."""
-        now = int(time.time())
-        if now != self._second:
-            self._second, self._time = now, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+    def write(
+        self,
+        method: str,
+        route: str,
+        status: int,
+        seconds: float,
+        size: int,
+        tenant_id: str | None,
+        request_id: str,
+        trace_id: str | None,
+    ) -> None:
+        """Notes an answer with `size` bytes; its line stands in the stream a moment later. To be called on the event loop.
+
+        `route` is the template, and like `method` nothing that a client made up.
+        """
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second, self._time = second, self._tell_time(second)
         if not self._lines:
             asyncio.get_running_loop().call_later(_PAUSE, self.flush)
-        self._lines.append(f"{self._time} {line}\n")
+        # in the order in which it is shown
+        facts = {
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 2),
+            "bytes": size,
+            "tenant": tenant_id,
+            "request_id": request_id,
+            "trace_id": trace_id,
+        }
+        self._lines.append(self._render(now - second, facts))
 
     def flush(self) -> None:
         """Writes what was noted. A stream that is gone takes no request with it."""
@@ -74,3 +97,20 @@ class AccessLog:
             self._stream.flush()
         except (OSError, ValueError):
             pass
+
+    def _as_json(self, fraction: float, facts: dict[str, Any]) -> str:
+        at = f"{self._time}.{int(fraction * 1_000_000):06d}Z"
+        return orjson.dumps({"timestamp": at, "level": "info", "event": "request", **facts}).decode() + "\n"
+
+    def _as_text(self, fraction: float, facts: dict[str, Any]) -> str:
+        line = "{method} {route} {status} {duration_ms}ms {bytes}B".format_map(facts)
+        told = "".join(f" {name}={facts[name]}" for name in ("tenant", "request_id", "trace_id") if facts[name])
+        return f"{self._time} [info     ] {line}{told}\n"
+
+
+def _utc(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _local(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
