@@ -1,10 +1,15 @@
 """What this process tells Prometheus about itself. No label names a tenant or a key, or holds what a client made up."""
 
 import platform
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from service import __version__
 
@@ -21,11 +26,59 @@ _FAILED_CALLS = {"tool_error": "failed", "unknown_tool": "unknown_tool", "step_l
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the package does not say
 
 
-class _Kind(NamedTuple):
-    """The series of one kind of request: to look a label's child up costs more than to count."""
+@dataclass(slots=True)
+class _Kind:
+    """What is known of the requests of one route, method and status; `buckets` are not cumulative, the last one is +Inf."""
 
-    requests: Counter
-    duration: Histogram
+    requests: int = 0
+    seconds: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(_SECONDS) + 1))
+
+
+class Requests(Collector):
+    """Counts requests, and how long they take: in plain numbers, that become series when they are asked for.
+
+    Each request is counted here, and the library's own counters would cost several times as much.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[str, str, int], _Kind] = {}
+
+    def note(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Counts a request of a route of ours, or OTHER; `method` is one of METHODS, or OTHER."""
+        kind = self._kinds.get((route, method, status))
+        if kind is None:
+            kind = self._kinds[route, method, status] = _Kind()
+        kind.requests += 1
+        kind.seconds += seconds
+        kind.buckets[bisect_left(_SECONDS, seconds)] += 1
+
+    def note_unread(self, status: int) -> None:
+        """Counts a request that found no route at all, or was no HTTP: how long it took says nothing."""
+        self._kinds.setdefault((OTHER, OTHER, status), _Kind()).requests += 1
+
+    def collect(self) -> Iterator[Metric]:
+        count = CounterMetricFamily(
+            "agent_platform_requests",
+            "Requests that were answered, by the route's template, method and status.",
+            labels=("route", "method", "status"),
+        )
+        durations = HistogramMetricFamily(
+            "agent_platform_request_duration_seconds",
+            "Seconds from a request's head to its answer, still unsent, by the route's template and method.",
+            labels=("route", "method"),
+        )
+        together: dict[tuple[str, str], _Kind] = {}
+        for (route, method, status), kind in self._kinds.items():
+            count.add_metric((route, method, str(status)), kind.requests)
+            total = together.setdefault((route, method), _Kind())
+            total.seconds += kind.seconds
+            total.buckets = [one + other for one, other in zip(total.buckets, kind.buckets, strict=True)]
+        bounds = [*map(floatToGoString, _SECONDS), "+Inf"]
+        for labels, total in together.items():
+            durations.add_metric(labels, list(zip(bounds, accumulate(total.buckets), strict=True)), total.seconds)
+        yield count
+        yield durations
 
 
 class Metrics:
@@ -45,20 +98,8 @@ class Metrics:
             registry=registry,
         )
         build.labels(__version__, platform.python_version(), engine).set(1)
-        self._requests = Counter(
-            "agent_platform_requests",
-            "Requests that were answered, by the route's template, method and status.",
-            ("route", "method", "status"),
-            registry=registry,
-        )
-        self._durations = Histogram(
-            "agent_platform_request_duration_seconds",
-            "Seconds from a request's head to its answer, still unsent, by the route's template and method.",
-            ("route", "method"),
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self._kinds: dict[tuple[str, str, int], _Kind] = {}
+        self.requests = Requests()
+        registry.register(self.requests)
         connections = Gauge("agent_platform_open_connections", "Connections that are open.", registry=registry)
         self._connections: list[Callable[[], int]] = []
         connections.set_function(lambda: sum(count() for count in self._connections))
@@ -117,19 +158,6 @@ class Metrics:
     def count_connections(self, count: Callable[[], int]) -> None:
         """Adds what `count` says to the open connections, from now on."""
         self._connections.append(count)
-
-    def note_request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Counts a request of a route of ours, or OTHER; `method` is one of METHODS, or OTHER."""
-        kind = self._kinds.get((route, method, status))
-        if kind is None:
-            kind = _Kind(self._requests.labels(route, method, str(status)), self._durations.labels(route, method))
-            self._kinds[route, method, status] = kind
-        kind.requests.inc()
-        kind.duration.observe(seconds)
-
-    def note_unread(self, status: int) -> None:
-        """Counts a request that found no route at all, or was no HTTP: how long it took says nothing."""
-        self._requests.labels(OTHER, OTHER, str(status)).inc()
 
     def note_tool_calls(self, completed: int, error: str | None) -> None:
         """Counts the tool calls of one run, whose error has the code `error`."""

@@ -99,7 +99,7 @@ def _note(request: web.Request, response: web.StreamResponse, state: State, log:
     resource = request.match_info.route.resource
     route = OTHER if resource is None or resource.canonical == _ANY_PATH else resource.canonical
     method = request.method if request.method in METHODS else OTHER
-    state.metrics.note_request(route, method, response.status, seconds)
+    state.metrics.requests.note(route, method, response.status, seconds)
     if log is not None:
         trace = TRACE.get()
         log.write(

@@ -141,7 +141,7 @@ class Protocol(RequestHandler):
 
     def _note_unread(self, status: int) -> None:
         if isinstance(self._manager, Server):
-            self._manager.app[STATE].metrics.note_unread(status)
+            self._manager.app[STATE].metrics.requests.note_unread(status)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         error = kw.get("exc_info")
