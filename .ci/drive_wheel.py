@@ -41,6 +41,8 @@ def main(command: str) -> None:
         code = server.wait(timeout=10)
         server.stdout.close()
     assert code == 0
+    for each in ("dashboard", "alerts"):
+        assert "agent_platform_runs_total" in subprocess.check_output([command, "monitoring", each], text=True)
     print("The wheel serves, runs an agent, shows its documentation and stops.")
 
 

@@ -12,13 +12,14 @@ from service.auth import DEMO_KEYS, Authenticator
 from service.config import Config
 from service.contract import build_app, load_spec, render
 from service.errors import Unavailable
+from service.execution.guardrail import RULES
 from service.execution.models import ModelRegistry, default_registry
 from service.execution.tools import MockTools, ToolExecutor
 from service.gate import Gate
 from service.idempotency import Retries
 from service.limiter import LocalLimiter, RunLimiter, wrong_keys
 from service.metrics import Metrics
-from service.pages import add_pages
+from service.pages import add_metrics, add_pages
 from service.problems import answer_the_rest
 from service.resources import resource
 from service.state import STATE, State
@@ -49,16 +50,19 @@ def make_app(
         raise SpecError(f"openapi.yaml names the models {named}, the registry has {list(registry.names)}.")
     app = build_app(spec)
     add_pages(app, openapi, spec)
-    metrics = Metrics()
-    metrics.add_page(app)
-    answer_the_rest(app)
     engine = engine_of(config.database)
+    metrics = Metrics(engine.name, registry.names, [rule.name for rule in RULES])
+    if config.metrics_port is None:
+        add_metrics(app, metrics.registry)
+    answer_the_rest(app)
     queries = load_queries(resource("sql"), engine.name)
 
     async def storage(app: web.Application) -> AsyncIterator[None]:
         with engine.held():
             engine.migrate(resource("migrations"))
             database = await engine.open(queries)
+            database.watch_writes(metrics.writer_batches.observe)
+            metrics.writer_queue.set_function(database.waiting_writes)
             try:
                 unscoped = Unscoped(database)
                 if config.serves_demo:
@@ -75,6 +79,7 @@ def make_app(
                         request_timeout=config.request_timeout,
                         models=registry,
                         tool_executor=tool_executor or MockTools(),
+                        metrics=metrics,
                         check_storage=partial(_check, unscoped, engine.known(resource("migrations"))),
                     )
                     yield

@@ -14,6 +14,7 @@ from service.addresses import Network, proxy_network
 from service.storage.engines import is_url
 
 _FALLBACKS = ("refuse", "local")
+_LOG_FORMATS = ("auto", "text", "json")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -34,7 +35,9 @@ class Config:
     request_timeout: float = 10
     trusted_proxy: tuple[Network, ...] = ()
     demo: bool | None = None
+    metrics_port: int | None = None
     log_level: str = "info"
+    log_format: str = "auto"
 
     @property
     def serves_demo(self) -> bool:
@@ -222,11 +225,23 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Accept key_tenant_a and key_tenant_b.  [default: on the loopback address without --trusted-proxy only]",
         ),
         option(
+            "--metrics-port",
+            type=Whole(0, 65535),
+            help="A port of its own for /metrics, on the same host; 0: any free one.  [default: where the API is]",
+        ),
+        option(
             "--log-level",
             type=click.Choice(_LOG_LEVELS, case_sensitive=False),
             default=Config.log_level,
             show_default=True,
             help="What is logged to standard error.",
+        ),
+        option(
+            "--log-format",
+            type=click.Choice(_LOG_FORMATS, case_sensitive=False),
+            default=Config.log_format,
+            show_default=True,
+            help="Lines to read, or of JSON; auto: to read on a terminal.",
         ),
     )
     for each in reversed(options):

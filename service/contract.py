@@ -24,14 +24,23 @@ from connexion.operations import OpenAPIOperation
 
 from service.addresses import client_address, client_network
 from service.auth import Caller
-from service.errors import Invalid, Malformed, MissingScope, RequestTimeout, Unauthorized, UnsupportedMediaType, cut
+from service.errors import (
+    Invalid,
+    Malformed,
+    MissingScope,
+    RequestTimeout,
+    TooManyRuns,
+    Unauthorized,
+    UnsupportedMediaType,
+    cut,
+)
 from service.idempotency import Rendered, fingerprint, key_of
 from service.limiter import Quota
 from service.preconditions import is_known
 from service.problems import (
     ANSWER_HEADERS,
     LARGEST_BODY,
-    REQUEST_ID,
+    TENANT_ID,
     Handler,
     answering,
     nothing_yet,
@@ -40,6 +49,7 @@ from service.problems import (
 )
 from service.state import STATE, State
 from service.storage.scope import Scope
+from service.trace import REQUEST_ID
 from service.validation import MOST_PLACES, Parameter, Places, Schema, Validator, strict_json
 
 # content codings (RFC 9110 section 8.4.1), each with what tells zlib its format
@@ -190,9 +200,10 @@ class Endpoint:
         state.gate.refuse_if_draining()
         # who tries wrong keys takes nobody's place
         caller = await self._authenticate(http)
+        http[TENANT_ID] = caller.tenant_id
         if self._scope is not None and self._scope not in caller.scopes:
             raise MissingScope(f"This takes a key with the scope {self._scope}.")
-        tenant = state.authenticator.scope(caller, http[REQUEST_ID])
+        tenant = state.authenticator.scope(caller, REQUEST_ID.get())
         quota = state.limiter.quota(caller.tenant_id, caller.limit) if self._rate_limited else None
         try:
             with state.gate:
@@ -204,6 +215,9 @@ class Endpoint:
                 if self._wants_caller:
                     arguments["caller"] = caller
                 return respond(render(await self._handler(**arguments)), http)
+        except TooManyRuns:
+            state.metrics.limiter_refusals.inc()
+            raise
         finally:
             if quota is not None:
                 http[ANSWER_HEADERS] = quota.headers()

@@ -8,10 +8,13 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from swagger_ui_bundle import swagger_ui_path
 
 from service.preconditions import is_known
-from service.problems import Handler, answering, nothing_yet, safe_headers
+from service.problems import ACCESS_LOG, Handler, answer_the_rest, answering, nothing_yet, safe_headers
+from service.state import STATE
 
 # the browser itself holds the pages to what they promise: no request leaves for another host
 _POLICY = (
@@ -83,6 +86,27 @@ def add_pages(app: web.Application, openapi: Path, spec: dict[str, Any]) -> None
     }
     for path, handler in served.items():
         app.router.add_get(path, answering(handler), expect_handler=nothing_yet)
+
+
+def add_metrics(app: web.Application, registry: CollectorRegistry) -> None:
+    """Adds /metrics to `app`: what `registry` knows, as Prometheus reads it. It asks for no key."""
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        headers = safe_headers({"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=generate_latest(registry), headers=headers)
+
+    app.router.add_get("/metrics", answering(serve), expect_handler=nothing_yet)
+
+
+def metrics_app(app: web.Application) -> web.Application:
+    """An application that has /metrics of the started `app` and nothing else, for a port of its own."""
+    own = web.Application()
+    own[STATE] = app[STATE]
+    if ACCESS_LOG in app:
+        own[ACCESS_LOG] = app[ACCESS_LOG]
+    add_metrics(own, app[STATE].metrics.registry)
+    answer_the_rest(own)
+    return own
 
 
 def _bytes(body: bytes, content_type: str) -> Handler:

@@ -19,15 +19,17 @@ from multidict import CIMultiDict
 
 from service.errors import Crash, Malformed, MethodNotAllowed, NotFound, Overloaded, Problem, RequestTimeout, TooLarge, cut
 from service.logs import AccessLog, whereabouts
-from service.state import STATE
+from service.metrics import METHODS, OTHER
+from service.state import STATE, State
+from service.trace import REQUEST_ID, TRACE, trace_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LARGEST_BODY = 2**20
 # what contract.py found out about the answer before it knew the answer
 ANSWER_HEADERS = web.RequestKey("ANSWER_HEADERS", dict[str, str])
-# the id that the answer will have
-REQUEST_ID = web.RequestKey("REQUEST_ID", str)
+# whose key the request has, as soon as that is known
+TENANT_ID = web.RequestKey("TENANT_ID", str)
 # what every answer has unless it says otherwise (OWASP REST Security Cheat Sheet): it is of the type that it says, loads
 # nothing, is shown in no frame and kept by nobody; and aiohttp would name itself, Python and the version of each
 _SAFE = CIMultiDict(
@@ -41,6 +43,8 @@ _SAFE = CIMultiDict(
 # where each answer is noted; nowhere unless it is set
 ACCESS_LOG = web.AppKey("ACCESS_LOG", AccessLog)
 
+# the route of all paths that no other one has
+_ANY_PATH = "/{path}"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _process = secrets.token_hex(10)
 _count = itertools.count()
@@ -62,7 +66,11 @@ def answering(handler: Handler) -> Handler:
 
     async def answer(request: web.Request) -> web.StreamResponse:
         began = time.perf_counter()
-        request_id = request[REQUEST_ID] = request_id_of(request)
+        request_id = request_id_of(request)
+        # the task is the request's own, and takes them with it
+        REQUEST_ID.set(request_id)
+        if "traceparent" in request.headers:
+            TRACE.set(trace_of(request.headers.getall("traceparent"), request.headers.getall("tracestate", ())))
         try:
             response = await handler(request)
         except Exception as error:
@@ -79,13 +87,31 @@ def answering(handler: Handler) -> Handler:
         elif "Expect" in request.headers and not request.content.is_eof():
             # a body that was announced and not asked for may come or not: what follows could not be told from it
             response.force_close()
-        log = app.get(ACCESS_LOG)
-        if log is not None:
-            took = (time.perf_counter() - began) * 1000
-            log.write(f"{cut(request.method)} {_logged_path(request)} {response.status} {took:.1f}ms {request_id}")
+        if state is not None:
+            _note(request, response, state, app.get(ACCESS_LOG), time.perf_counter() - began)
         return response
 
     return answer
+
+
+def _note(request: web.Request, response: web.StreamResponse, state: State, log: AccessLog | None, seconds: float) -> None:
+    """Counts an answer, and notes it in the log. Neither learns what a client made up: its path, or a method of its own."""
+    resource = request.match_info.route.resource
+    route = OTHER if resource is None or resource.canonical == _ANY_PATH else resource.canonical
+    method = request.method if request.method in METHODS else OTHER
+    state.metrics.requests.note(route, method, response.status, seconds)
+    if log is not None:
+        trace = TRACE.get()
+        log.write(
+            method,
+            route,
+            response.status,
+            seconds,
+            0 if method == "HEAD" else response.content_length or 0,
+            request.get(TENANT_ID),
+            response.headers["X-Request-ID"],
+            None if trace is None else trace.trace_id,
+        )
 
 
 def answer_the_rest(app: web.Application) -> None:
@@ -112,16 +138,6 @@ def _no_such_method(methods: list[str]) -> Handler:
 
 async def nothing_yet(request: web.Request) -> None:
     """Answers `Expect` with nothing: 100 Continue is sent when the body is wanted (RFC 9110 section 10.1.1)."""
-
-
-def _logged_path(request: web.Request) -> str:
-    """The path, as far as it is ours: what a client makes up may hold anything, and is not logged."""
-    matched = request.match_info
-    resource = matched.route.resource
-    if resource is None or "path" in matched:
-        return "/…"
-    shown = {name: value if value.isdecimal() and value.isascii() else "…" for name, value in matched.items()}
-    return cut(resource.canonical.format_map(shown))
 
 
 def problem_response(problem: Problem, path: str, request_id: str) -> web.Response:

@@ -15,6 +15,7 @@ from aiohttp.web_request import BaseRequest
 from service.errors import Crash, Malformed, NotFound, Problem, RequestTimeout
 from service.logs import whereabouts
 from service.problems import new_request_id, problem_response, request_id_of
+from service.state import STATE
 
 # how many bytes of all answers may wait for clients that take them slowly; looked at by the watch, and before a large one
 _MOST_UNSENT = 2**28
@@ -107,6 +108,7 @@ class Protocol(RequestHandler):
         if not resp.prepared and "X-Request-ID" not in resp.headers:
             problem = NotFound("There is nothing at this path.")
             resp = problem_response(problem, request.rel_url.raw_path, request_id_of(request))
+            self._note_unread(resp.status)
         if isinstance(self._manager, Server) and (resp.content_length or 0) > _LARGE:
             self._manager.make_room()
         return await super().finish_response(request, resp, start_time)
@@ -134,7 +136,12 @@ class Protocol(RequestHandler):
             _log.error("%s: the request failed outside of the application: %s", request_id, whereabouts(exc))
         response = problem_response(problem, "", request_id)
         response.force_close()
+        self._note_unread(response.status)
         return response
+
+    def _note_unread(self, status: int) -> None:
+        if isinstance(self._manager, Server):
+            self._manager.app[STATE].metrics.requests.note_unread(status)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         error = kw.get("exc_info")
@@ -145,6 +152,9 @@ class Protocol(RequestHandler):
 
 class Server(web.Server):
     """aiohttp's server with our protocol, and an eye on all its connections."""
+
+    # whose answers they are
+    app: web.Application
 
     def __call__(self) -> RequestHandler:
         return Protocol(self, loop=self._loop, **self._kwargs)

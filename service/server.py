@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 from aiohttp import web
@@ -14,7 +14,8 @@ from aiohttp import web
 from service import __version__
 from service.auth import DEMO_KEYS
 from service.config import Config
-from service.logs import AccessLog
+from service.logs import AccessLog, writes_json
+from service.pages import metrics_app
 from service.problems import ACCESS_LOG
 from service.protocol import Protocol, Server
 from service.state import STATE
@@ -41,6 +42,7 @@ class Runner(web.AppRunner):
 
     async def setup(self) -> None:
         await super().setup()
+        self.app[STATE].metrics.count_connections(lambda: len(self._connections()))
         self._watch = asyncio.create_task(self._cut_off_the_slow(self.app[STATE].request_timeout))
 
     async def cleanup(self) -> None:
@@ -52,6 +54,7 @@ class Runner(web.AppRunner):
         server = await super()._make_server()
         # aiohttp makes its Server without asking which; ours differs in one method
         server.__class__ = Server
+        cast("Server", server).app = self.app
         return server
 
     async def finish(self, patience: float) -> None:
@@ -110,27 +113,34 @@ async def _serve(app: web.Application, config: Config, announce: Callable[[str],
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     allow_many_connections()
-    log = AccessLog(sys.stderr)
+    log = AccessLog(sys.stderr, as_json=writes_json(config.log_format, sys.stderr))
     if config.log_level in ("debug", "info"):
         app[ACCESS_LOG] = log
-    runner = Runner(app, access_log=None, shutdown_timeout=GRACE)
+    runner, watched = Runner(app, access_log=None, shutdown_timeout=GRACE), None
     try:
         await runner.setup()
         await web.TCPSite(runner, config.host, config.port).start()
-        for line in announcement(config, runner.addresses[0][1]):
+        if config.metrics_port is not None:
+            watched = Runner(metrics_app(app), access_log=None, shutdown_timeout=GRACE)
+            await watched.setup()
+            await web.TCPSite(watched, config.host, config.metrics_port).start()
+        for line in announcement(config, *(each.addresses[0][1] for each in (runner, watched) if each is not None)):
             announce(line)
         await stop.wait()
         await runner.finish(FINISH)
     finally:
-        await runner.cleanup()
+        await asyncio.gather(*(each.cleanup() for each in (watched, runner) if each is not None))
         log.flush()
 
 
-def announcement(config: Config, port: int) -> Iterator[str]:
+def announcement(config: Config, port: int, metrics_port: int | None = None) -> Iterator[str]:
     """The lines that say where the service is, and what it serves."""
-    origin = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
+    host = f"http://{f'[{config.host}]' if ':' in config.host else config.host}"
+    origin = f"{host}:{port}"
     yield f"Agent Platform {__version__} listens on {origin}"
     yield f"Documentation: {origin}/docs and {origin}/redoc"
+    if metrics_port is not None:
+        yield f"Metrics: {host}:{metrics_port}/metrics"
     yield f"Database: {engine_of(config.database)}"
     if config.serves_demo:
         yield f"Demo keys, for this try only: {' and '.join(DEMO_KEYS)}"

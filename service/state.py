@@ -12,6 +12,7 @@ from service.execution.tools import ToolExecutor
 from service.gate import Gate
 from service.idempotency import Retries
 from service.limiter import FixedWindow, RunLimiter
+from service.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class State:
     request_timeout: float
     models: ModelRegistry
     tool_executor: ToolExecutor
+    metrics: Metrics
     # raises Unavailable where the storage does not answer or is not migrated
     check_storage: Callable[[], Awaitable[None]]
 

@@ -15,11 +15,12 @@ from aiohttp import web
 from aiohttp.worker import GunicornUVLoopWebWorker
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
 
 from service.app import make_app
 from service.config import Config
 from service.errors import Unavailable
-from service.logs import AccessLog
+from service.logs import AccessLog, writes_json
 from service.problems import ACCESS_LOG
 from service.server import FINISH, GRACE, Runner, allow_many_connections, announcement
 from service.storage.migrations import MigrationError
@@ -143,6 +144,16 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class Log(Logger):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's log, which goes where all others go instead of having a format and a stream of its own."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        for handler in list(self.error_log.handlers):
+            self.error_log.removeHandler(handler)
+        self.error_log.propagate = True
+
+
 class Workers(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn with our settings instead of a file and a command line of its own."""
 
@@ -161,6 +172,7 @@ class Workers(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
             "graceful_timeout": _ENDS,
             "timeout": _HANGS,
             "loglevel": "warning",
+            "logger_class": Log,
             "when_ready": self._say_where,
         }
         if "control_socket_disable" in self.cfg.settings:
@@ -180,7 +192,7 @@ class Workers(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
             app = make_app(self._config)
             if self._config.log_level in ("debug", "info"):
-                app[ACCESS_LOG] = AccessLog(sys.stderr)
+                app[ACCESS_LOG] = AccessLog(sys.stderr, as_json=writes_json(self._config.log_format, sys.stderr))
             return WorkerRunner(app, listening)
 
         return runner

@@ -75,7 +75,7 @@ def test_the_version_and_the_help_are_told() -> None:
     assert "AGENT_PLATFORM_RATE_LIMIT" in done("serve", "--help")
 
 
-@pytest.mark.parametrize("group", [(), ("tenants",), ("keys",)], ids=["no command", "tenants", "keys"])
+@pytest.mark.parametrize("group", [(), ("tenants",), ("keys",), ("monitoring",)])
 def test_a_group_without_a_command_shows_its_help(group: tuple[str, ...]) -> None:
     ended = agent_platform(*group)
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -88,6 +88,8 @@ WRONG = {
     "a rate limit of 0": (["serve", "--rate-limit", "0"], "'--rate-limit'"),
     "a rate window of 0": (["serve", "--rate-window", "0"], "'--rate-window'"),
     "a log level that is none": (["serve", "--log-level", "loud"], "'--log-level'"),
+    "a log format that is none": (["serve", "--log-format", "xml"], "'--log-format'"),
+    "a metrics port too high": (["serve", "--metrics-port", "65536"], "'--metrics-port'"),
     "a limiter that is none": (["serve", "--limiter", "remote"], "'--limiter'"),
     "a limiter of another kind": (["serve", "--limiter", "http://127.0.0.1/0"], "redis://HOST"),
     "a limiter on a host that can't be": (["serve", "--limiter", f"redis://{'x' * 64}.de"], "'--limiter'"),
@@ -126,6 +128,7 @@ WRONG = {
     "a key's id of 0": (["keys", "revoke", "0"], "KEY_ID"),
     "a key's id that is no number": (["keys", "revoke", "mk_abc"], "KEY_ID"),
     "a key's id too high": (["keys", "revoke", str(2**53)], "KEY_ID"),
+    "monitoring that there is none of": (["monitoring", "graphs"], "'graphs'"),
     "a command that is none": (["frobnicate"], "'frobnicate'"),
 }
 
@@ -191,8 +194,9 @@ def test_every_option_reads_a_variable_of_its_name_and_says_so() -> None:
     of_one_call = {"source", "target", "resume", "print_distribution"}
     of_one_call |= {"expires_in", "scopes", "overlap", "runs", "window", "usual"}
     assert found.keys() == of_one_call | {
-        *("host", "port", "database", "workers", "rate_limit", "rate_window", "demo", "log_level"),
-        *("wrong_key_limit", "concurrency", "request_timeout", "limiter", "limiter_fallback", "trusted_proxy"),
+        *("host", "port", "database", "workers", "rate_limit", "rate_window", "demo", "log_level", "log_format"),
+        *("wrong_key_limit", "concurrency", "request_timeout", "limiter", "limiter_fallback", "metrics_port"),
+        "trusted_proxy",
         *("tenant", "label"),
     }
     assert [found[name].envvar for name in of_one_call] == [None] * len(of_one_call)

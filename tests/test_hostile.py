@@ -195,16 +195,16 @@ async def test_a_leap_second_is_a_time_only_where_one_can_be(client: Client) -> 
 
 
 @pytest.mark.embedded
-async def test_no_line_of_the_log_can_be_forged(serve: Serve, config: Config) -> None:
+@pytest.mark.parametrize("as_json", [True, False])
+async def test_no_line_of_the_log_can_be_forged(serve: Serve, config: Config, as_json: bool) -> None:
     app, written = make_app(config), io.StringIO()
-    app[ACCESS_LOG] = log = AccessLog(written)
+    app[ACCESS_LOG] = log = AccessLog(written, as_json=as_json)
     client = await serve(app=app)
     await client.get("/x%0a2026-11-22 ERROR forged%1b[31m")
     log.flush()
     (line,) = written.getvalue().splitlines()
     assert line.isprintable()
-    assert " GET /… 404" in line
-    assert " 404 " in line
+    assert ('"method":"GET","route":"other","status":404,' if as_json else " GET other 404 ") in line
 
 
 @pytest.mark.embedded

@@ -1,7 +1,9 @@
 """No log holds a key, a body or a prompt: conftest.py searches the logs of the whole suite; here is what it may not miss."""
 
 import io
+import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from service.auth import new_key
 from service.config import Config
 from service.execution.models import Conversation, ModelRegistry
 from service.execution.prompt import Tool
-from service.logs import AccessLog, Formatter, whereabouts, without_keys
+from service.logs import AccessLog, whereabouts, without_keys
 from service.problems import ACCESS_LOG
+from service.records import Formatter
 from tests.conftest import KEY_A, Client, Serve
 from tests.support.http import AGENT, TOOL, Wire, make_agent, make_tool, refused, run
 from tests.support.process import Service
@@ -97,7 +100,7 @@ async def test_what_an_adapter_or_a_tool_raises_stays_out_of_the_log(
 
 async def test_every_way_to_be_refused_leaves_nothing_in_the_log(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     stream = io.StringIO()
-    client.app._state[ACCESS_LOG] = AccessLog(stream)  # a started application takes no new keys
+    client.app._state[ACCESS_LOG] = AccessLog(stream, as_json=True)  # a started application takes no new keys
     agent, tool = await make_agent(client), await make_tool(client)
     text = {"Content-Type": "text/plain"}
     long = {**AGENT, "description": PLANTED * 1000}
@@ -137,8 +140,8 @@ async def test_every_way_to_be_refused_leaves_nothing_in_the_log(client: Client,
         assert (await wire.receive()).status == 400
     client.app[ACCESS_LOG].flush()
     assert stream.getvalue().count("\n") == 21
-    assert "GET /… 404" in stream.getvalue()
-    assert "GET /tools/… 400" in stream.getvalue()
+    assert '"method":"GET","route":"other","status":404' in stream.getvalue()
+    assert '"method":"GET","route":"/tools/{tool_id}","status":400' in stream.getvalue()
     assert leaks(stream.getvalue()) == []
     assert leaks(caplog.text) == []
 
@@ -153,13 +156,14 @@ async def test_a_server_at_its_most_talkative_says_nothing_of_them(database: Pat
             async with session.get(f"/key_tenant_a/{new_key()}") as nowhere:
                 assert nowhere.status == 404
     log = service.log.read_text()
-    assert "POST /agents/1/run 200" in log
+    assert '"method":"POST","route":"/agents/{agent_id}/run","status":200' in log
     assert leaks(log) == []
 
 
-def test_other_peoples_records_go_out_without_keys_and_messages() -> None:
+@pytest.mark.parametrize("as_json", [True, False])
+def test_other_peoples_records_go_out_without_keys_and_messages(as_json: bool) -> None:
     key = new_key()
-    formatter = Formatter("%(levelname)s %(message)s")
+    formatter = Formatter(as_json=as_json)
     try:
         _raise()
     except RuntimeError as error:
@@ -167,7 +171,13 @@ def test_other_peoples_records_go_out_without_keys_and_messages() -> None:
             "asyncio", logging.ERROR, "f", 1, f"never retrieved {key}", (), (type(error), error, None)
         )
         text = formatter.format(record)
-    assert text.startswith("ERROR never retrieved mk_…\nRuntimeError\n")
+    if as_json:
+        said = json.loads(text)
+        assert (said["level"], said["logger"], said["event"]) == ("error", "asyncio", "never retrieved mk_…")
+        assert said["exception"].startswith("RuntimeError\n")
+    else:
+        assert re.fullmatch(r"[-0-9]{10} [:0-9]{8} \[error    \] never retrieved mk_… \[asyncio\]", text.splitlines()[0])
+        assert text.splitlines()[1] == "RuntimeError"
     assert "KeyError" in text
     assert leaks(text) == []
 

@@ -1,13 +1,11 @@
 """serve: the API on a port."""
 
-import logging
 from typing import Any
 
 import click
 
 from service.commands import clear_errors
 from service.config import Config, serve_options
-from service.logs import Formatter
 from service.resources import resource
 from service.storage.engines import engine_of
 
@@ -17,15 +15,11 @@ from service.storage.engines import engine_of
 def serve(**options: Any) -> None:
     """Serve the API, and migrate the database first."""
     from service.app import make_app  # the other commands need neither aiohttp nor Connexion
+    from service.records import log_to_stderr
     from service.server import serve as run
 
     config = Config(**options)
-    handler = logging.StreamHandler()
-    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
-    # libraries speak at their own length: their debug records hold URLs, bodies and SQL
-    for library in ("connexion", "aiosqlite", "asyncio", "redis", "yoyo", "openapi_spec_validator"):
-        logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
+    log_to_stderr(config.log_level, config.log_format)
     with clear_errors():
         if config.workers > 1:
             _serve_with_workers(config)
@@ -40,6 +34,10 @@ def _serve_with_workers(config: Config) -> None:
         raise click.UsageError("more than one worker wants a database that processes can share: --database postgresql://…")
     if config.limiter == Config.limiter:
         raise click.UsageError("more than one worker wants a limiter that processes can share: --limiter redis://…")
+    if config.metrics_port is not None:
+        raise click.UsageError(
+            "--metrics-port wants one worker: each tells of itself alone, and on one port none could be asked for by itself."
+        )
     try:
         from service.workers import serve as run
     except ModuleNotFoundError as error:

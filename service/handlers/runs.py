@@ -14,6 +14,7 @@ from service.execution.prompt import Agent, Tool
 from service.execution.tools import ToolExecutor
 from service.handlers import Answer
 from service.limiter import Quota
+from service.metrics import Metrics
 from service.paging import LARGEST_ID, Listing, page
 from service.storage.scope import Scope
 from service.storage.units import Row, Unit, ask, ask_last
@@ -27,22 +28,26 @@ async def run_agent(
     quota: Quota,
     models: ModelRegistry,
     tool_executor: ToolExecutor,
+    metrics: Metrics,
 ) -> Answer:
     task, model = body["task"], body["model"]
     agent = _agent(await tenant.one("get_agent_to_run", agent_id=agent_id) or not_found("agent"))
     if rule := stopped_by(task):
+        metrics.note_guardrail_stop(rule.name)
         raise GuardrailStopped(
             f"The guardrail stopped the task by its rule {rule.name}.",
             errors=[{"pointer": "#/task", "detail": f"Stopped by the rule {rule.name}: {rule.summary}"}],
             rule=rule.name,
         )
     take_back = await quota.admit()
+    metrics.limiter_admissions.inc()
     created_at, began = utc_now(), time.monotonic()
     # no transaction is open while the model thinks
     outcome = await run(agent, task, model, models.adapter(model), tool_executor)
     duration_ms = round((time.monotonic() - began) * 1000)
+    metrics.note_tool_calls(len(outcome.steps), None if outcome.error is None else outcome.error["code"])
     try:
-        return await tenant.write(_store(_run(agent, task, model, outcome, created_at, duration_ms)))
+        stored = await tenant.write(_store(_run(agent, task, model, outcome, created_at, duration_ms)))
     except OutcomeUnknown:
         # it may be stored, and stays counted
         raise
@@ -50,6 +55,8 @@ async def run_agent(
         # nothing is stored, and the client may try again
         await take_back()
         raise
+    metrics.note_run(model, outcome.status)
+    return stored
 
 
 async def get_run(tenant: Scope, run_id: int) -> Answer:

@@ -9,7 +9,7 @@ transaction begins the next one where more is waiting, and a unit that is alone 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +91,14 @@ class PostgresqlDatabase:
         except (*PASSING, asyncpg.PostgresError) as error:
             raise Unavailable from error
         return cls(queries, pool)
+
+    def watch_writes(self, tell: Callable[[int], object]) -> None:
+        """From now on `tell` hears how many units of work each writing transaction takes together."""
+        self._writers.tell = tell
+
+    def waiting_writes(self) -> int:
+        """How many units of work wait for a connection that writes."""
+        return self._writers.waiting
 
     async def check(self) -> None:
         """Nothing more than what a query shows."""

@@ -47,6 +47,8 @@ class Lanes:
         self._served: dict[str | None, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        # hears how many jobs each transaction is given
+        self.tell: Callable[[int], object] | None = None
 
     def run(self, unit: Unit[T], bind: Bind, tenant_id: str | None) -> asyncio.Future[T]:
         """Queues a unit and promises its result. A caller that is cancelled leaves it done whole or not at all."""
@@ -57,6 +59,11 @@ class Lanes:
         if self._is_free(tenant_id):
             self._begin()
         return job.answer
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for a connection, or for another one of the same tenant."""
+        return sum(map(len, self._waiting.values()))
 
     def has_more(self, served: str | None) -> bool:
         """Will whoever serves this tenant now find something to do after it?"""
@@ -93,6 +100,8 @@ class Lanes:
         try:
             # whoever gave up while queueing has nothing done
             if jobs:
+                if self.tell is not None:
+                    self.tell(len(jobs))
                 await self._work(connection, tenant_id, jobs)
         except Exception as error:
             _refuse(jobs, error)

@@ -29,6 +29,12 @@ class Database(Protocol):
 
     def write(self, unit: Unit[T], bind: Bind, tenant_id: str | None) -> Awaitable[T]: ...
 
+    def watch_writes(self, tell: Callable[[int], object]) -> None:
+        """From now on `tell` hears how many units of work each writing transaction takes together."""
+
+    def waiting_writes(self) -> int:
+        """How many units of work wait for a connection that writes."""
+
     async def check(self) -> None: ...
 
     async def close(self) -> None: ...

@@ -83,7 +83,7 @@ class _Lane:
     """One connection and its queue. What has queued up while the last hop was under way makes the next one together.
 
     `work` runs on the connection's thread and answers each job with its result or its exception, or raises for all. Jobs
-    that it leaves over come first the next time.
+    that it leaves over come first the next time. `tell` hears how many jobs each hop is given.
     """
 
     def __init__(self, connection: aiosqlite.Connection, work: Work) -> None:
@@ -93,7 +93,13 @@ class _Lane:
         self._awake = asyncio.Event()
         self._closing = False
         self._hop_began: float | None = None
+        self.tell: Callable[[int], object] | None = None
         self._task = asyncio.create_task(self._take_what_comes())
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for the next hop."""
+        return len(self._waiting)
 
     @property
     def is_held_up(self) -> bool:
@@ -128,6 +134,8 @@ class _Lane:
 
     async def _do(self, jobs: list[_Job]) -> None:
         self._hop_began = time.monotonic()
+        if self.tell is not None:
+            self.tell(len(jobs))
         try:
             answers = await _on_thread(self.connection, partial(self._work, jobs))
         except Exception as error:
@@ -173,6 +181,14 @@ class SqliteDatabase:
                 await connection.close()
             raise _meant(error) from error
         return cls(path, queries, opened[0], opened[1:], writer_lock(path))
+
+    def watch_writes(self, tell: Callable[[int], object]) -> None:
+        """From now on `tell` hears how many units of work each writing transaction takes together."""
+        self._writer.tell = tell
+
+    def waiting_writes(self) -> int:
+        """How many units of work wait for the commit that is under way."""
+        return self._writer.waiting
 
     async def check(self) -> None:
         """Raises Unavailable where the file is gone, or another one stands in its place."""

@@ -19,6 +19,7 @@ from yarl import URL
 from service.contract import build_app
 from service.gate import Gate
 from service.limiter import wrong_keys
+from service.metrics import Metrics
 from service.problems import answer_the_rest
 from service.state import STATE
 
@@ -109,7 +110,12 @@ async def ours() -> AsyncIterator[TestClient]:
     answer_the_rest(app)
     # the parts that are asked for
     parts = SimpleNamespace(
-        authenticator=Keys(), wrong_keys=wrong_keys(60), trusted_proxies=(), gate=Gate(10), request_timeout=1
+        authenticator=Keys(),
+        wrong_keys=wrong_keys(60),
+        trusted_proxies=(),
+        gate=Gate(10),
+        request_timeout=1,
+        metrics=Metrics("none", (), ()),
     )
     app[STATE] = parts  # type: ignore[misc]  # no whole State
     async with TestClient(TestServer(app)) as client:

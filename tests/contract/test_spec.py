@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 from openapi_spec_validator import validate
+from prometheus_client import CollectorRegistry
 
 import service.handlers
 from service.app import SpecError, make_app
 from service.config import Config
 from service.execution.models import MockModel, ModelRegistry
-from service.metrics import Metrics
-from service.pages import add_pages
+from service.pages import add_metrics, add_pages
 from service.resources import resource
 from tests.support.contract import PAGES, PROBLEM, Contract
 
@@ -84,7 +84,7 @@ def test_routes_are_the_spec_and_the_pages_and_nothing_else(config: Config) -> N
     app = make_app(config)
     pages = web.Application()
     add_pages(pages, resource("openapi"), CONTRACT.spec)
-    Metrics().add_page(pages)
+    add_metrics(pages, CollectorRegistry())
 
     def routes(of: web.Application) -> set[tuple[str, str]]:
         return {(route.method, route.resource.canonical) for route in of.router.routes() if route.resource}

@@ -1,6 +1,7 @@
 """Several processes on one port: what dies is replaced, a stop drains, a reload refuses nobody, and none is left behind."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -108,6 +109,9 @@ async def test_a_worker_that_is_killed_takes_only_its_own_requests_with_it_and_i
         # what was not answered was cut off: nobody is told that anything is wrong
         assert clients.statuses.keys() <= {0, 200, 201, 409}
     clients.check(shared[1])
+    # gunicorn's records look like all others
+    told = [json.loads(line) for line in group.log.read_text().splitlines() if "SIGKILL" in line]
+    assert {(each["logger"], each["level"]) for each in told} == {("gunicorn.error", "error")}
 
 
 async def test_a_worker_that_dies_while_the_database_is_away_is_back_with_it(
