@@ -8,6 +8,7 @@ on disk, and not before.
 import os
 import shutil
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -68,9 +69,7 @@ def back_up(
     missing = check(database, folder, complete=False)
     if len(missing) == len(known_migrations(folder)):
         raise BackupError(f"The database {database} holds nothing yet.")
-    _refuse_names(database, file)
-    if file.exists() and not overwrite:
-        raise BackupError(f"{file} is there already; choose another name, or say --overwrite.")
+    _refuse(database, file, overwrite)
     with _unfinished(file) as part:
         try:
             _copy(database, part, progress)
@@ -123,6 +122,8 @@ def contents_of(file: Path, folder: Path, queries: Mapping[str, Query], *, name:
     Raises BackupError for a file that is damaged, unfinished or none of ours, MigrationError for one of a newer version.
     """
     name = name or str(file)
+    if not file.is_file():
+        raise BackupError(f"{name} is no file.")
     for suffix in _LOGS:
         log = _beside(file, suffix)
         if log.exists() and log.stat().st_size:
@@ -167,14 +168,22 @@ def _copy(database: Path, part: Path, progress: Progress) -> None:
         source.execute("rollback")
 
 
-def _refuse_names(database: Path, file: Path) -> None:
-    """Raises BackupError for a target that is a part of the database, or nothing that a copy could stand for."""
+def _refuse(database: Path, file: Path, overwrite: bool) -> None:
+    """Raises BackupError for a target that is there, is a part of the database, or can't be one."""
     if any(file == _beside(database, suffix) for suffix in _COMPANIONS):
         raise BackupError(f"{file} belongs to the database itself.")
     if not file.parent.is_dir():
         raise BackupError(f"The folder {file.parent} does not exist.")
-    if file.exists() and not file.is_file():
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritten(file, error) from None
+    if not stat.S_ISREG(mode):
         raise BackupError(f"{file} is no file.")
+    if not overwrite:
+        raise BackupError(f"{file} is there already; choose another name, or say --overwrite.")
 
 
 def _is_empty(database: Path) -> bool:
@@ -260,7 +269,11 @@ def _unfinished(file: Path) -> Iterator[Path]:
             for suffix in ("", *_LOGS, "-shm"):
                 _beside(part, suffix).unlink(missing_ok=True)
     except OSError as error:
-        raise BackupError(f"{file} can't be written: {error.strerror}.") from None
+        raise _unwritten(file, error) from None
+
+
+def _unwritten(file: Path, error: OSError) -> BackupError:
+    return BackupError(f"{file} can't be written: {error.strerror}.")
 
 
 def _flush(path: Path) -> None:
