@@ -11,6 +11,7 @@ import pytest
 from service.resources import resource
 from service.storage import backups
 from service.storage.backups import BackupError
+from service.storage.engines import engine_of
 from service.storage.migrations import hold
 from service.storage.queries import load_queries
 from service.storage.sqlite import connect
@@ -99,32 +100,38 @@ def test_a_copy_is_restored_where_nothing_is(copy: Path, tmp_path: Path) -> None
     assert not list(tmp_path.glob("*before-restore*"))
 
 
-def test_the_log_of_the_old_database_is_kept_with_it_and_never_taken_for_the_new_ones(copy: Path, tmp_path: Path) -> None:
-    left = tmp_path / "left"
-    left.mkdir()
-    database = migrated(tmp_path / "killed.db")
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """A database as a server that was killed leaves it: the tenant stands in the log alone."""
+    folder, database = tmp_path / "killed", migrated(tmp_path / "killed.db")
+    folder.mkdir()
     with closing(connect(database)) as connection:
         connection.execute(f"insert into tenants (id, created_at) values ('logged', '{TIME}')")
-        # as a server that was killed leaves them: the tenant stands in the log alone
         for suffix in ("", "-wal"):
-            shutil.copy(f"{database}{suffix}", left / f"agent-platform.db{suffix}")
-    done("restore", "copy.db", "--replace", "--database", str(left / "agent-platform.db"))
-    (kept,) = left.glob(f"{KEPT}*Z")
+            shutil.copy(f"{database}{suffix}", folder / f"agent-platform.db{suffix}")
+    return folder / "agent-platform.db"
+
+
+def test_the_log_of_the_old_database_is_kept_with_it_and_never_taken_for_the_new_ones(copy: Path, killed: Path) -> None:
+    done("restore", "copy.db", "--replace", "--database", str(killed))
+    (kept,) = killed.parent.glob(f"{KEPT}*Z")
+    assert files(killed.parent).keys() == {killed.name, kept.name}
     assert tenants(kept) == ["logged"]
-    assert tenants(left / "agent-platform.db") == ["acme"]
-    assert files(left).keys() == {"agent-platform.db", kept.name}
+    assert tenants(killed) == ["acme"]
 
 
-def test_a_damaged_database_is_replaced_and_kept_as_it_is_with_its_log(copy: Path, database: Path, tmp_path: Path) -> None:
-    damaged, log = b"no database" * 1_000, b"no log" * 1_000
-    database.write_bytes(damaged)
-    (tmp_path / "agent-platform.db-wal").write_bytes(log)
-    assert "--replace" in refusal(1, "restore", "copy.db")
-    done("restore", "copy.db", "--replace")
-    assert tenants(database) == ["acme"]
-    kept = {name.rpartition("Z")[2]: text for name, text in files(tmp_path).items() if name.startswith(KEPT)}
-    assert kept == {"": damaged, "-wal": log}
-    assert "agent-platform.db-wal" not in files(tmp_path)
+def test_a_damaged_database_is_replaced_and_kept_as_it_is_with_its_log(copy: Path, killed: Path) -> None:
+    damaged, log = b"no database" * 1_000, killed.with_name("agent-platform.db-wal").read_bytes()
+    killed.write_bytes(damaged)
+    assert "--replace" in refusal(1, "restore", "copy.db", "--database", str(killed))
+    done("restore", "copy.db", "--replace", "--database", str(killed))
+    left = files(killed.parent)
+    assert {name.rpartition("Z")[2]: text for name, text in left.items() if name.startswith(KEPT)} == {
+        "": damaged,
+        "-wal": log,
+    }
+    assert len(left) == 3
+    assert tenants(killed) == ["acme"]
 
 
 def test_a_copy_of_an_older_version_is_restored_and_migrated(database: Path, tmp_path: Path) -> None:
@@ -336,8 +343,9 @@ def test_a_disk_without_room_for_the_restored_database_leaves_the_old_one(
 
     monkeypatch.setattr(shutil, "copyfile", full)
     before = files(tmp_path)
-    with closing(hold(database)), pytest.raises(BackupError, match="No space left on device"):
-        backups.put_back(database, copy, replace=True)
+    for target in (database, tmp_path / "new.db"):
+        with pytest.raises(BackupError, match="No space left on device"):
+            engine_of(target).restore(copy, FOLDER, QUERIES, replace=True)
     assert files(tmp_path) == before
 
 

@@ -120,8 +120,9 @@ class Embedded(Engine):
         with self.held():
             try:
                 return Restored(contents, backups.put_back(self.path, file, replace=replace))
-            except BackupError:
-                if is_new:
+            except BaseException:
+                # what holding it has made
+                if is_new and not self.path.stat().st_size:
                     self.path.unlink()
                 raise
 
