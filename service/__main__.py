@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import click
 
 from service import __version__
+from service.commands.backups import backup, restore
 from service.commands.databases import copy, migrate
+from service.commands.doctor import doctor
 from service.commands.keys import keys
 from service.commands.monitoring import monitoring
 from service.commands.serving import serve
@@ -49,7 +51,7 @@ def cli() -> None:
     """A multi-tenant backend for AI agents. Each option reads the environment variable that its help names, too."""
 
 
-for command in (serve, migrate, copy, tenants, keys, monitoring):
+for command in (serve, migrate, copy, backup, restore, doctor, tenants, keys, monitoring):
     cli.add_command(command)
 
 

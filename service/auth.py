@@ -123,7 +123,7 @@ class Authenticator:
             self._found.popitem(last=False)
         return caller
 
-    def scope(self, caller: Caller, request_id: str) -> Scope:
+    def scope(self, caller: Caller, request_id: str | None) -> Scope:
         """What the caller sees of the storage, for one request."""
         return Scope(self._database, caller.tenant_id, caller.key_id, request_id)
 

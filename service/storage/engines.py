@@ -1,12 +1,15 @@
 """The two engines, chosen by how the database is named: a file, or a URL. Nothing else in the service tells them apart."""
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from service.storage import migrations
+from service.storage import backups, examination, migrations
+from service.storage.backups import BackupError, Contents, Progress, Restored
+from service.storage.examination import Finding
 from service.storage.queries import Query
 from service.storage.scope import Database
 
@@ -53,6 +56,23 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def back_up(
+        self, file: Path, folder: Path, queries: Mapping[str, Query], *, overwrite: bool, progress: Progress
+    ) -> Contents:
+        """Copies the database to `file`, beside a server that writes. Raises BackupError and MigrationError."""
+
+    @abstractmethod
+    def restore(self, file: Path, folder: Path, queries: Mapping[str, Query], *, replace: bool) -> Restored:
+        """Puts what `back_up` has made in the database's place. Raises BackupError and MigrationError."""
+
+    @abstractmethod
+    def examine(self, folder: Path, queries: Mapping[str, Query], *, workers: int) -> Iterator[Finding]:
+        """What is well and what is not with the database, for so many workers. It changes nothing.
+
+        Raises MigrationError for a database that can't be looked at, or is another program's.
+        """
+
+    @abstractmethod
     def __str__(self) -> str:
         """The database as it may be shown."""
 
@@ -87,6 +107,27 @@ class Embedded(Engine):
         from service.storage.sqlite import SqliteDatabase
 
         return await SqliteDatabase.open(self.path, queries)
+
+    def back_up(
+        self, file: Path, folder: Path, queries: Mapping[str, Query], *, overwrite: bool, progress: Progress
+    ) -> Contents:
+        return backups.back_up(self.path, file, folder, queries, overwrite=overwrite, progress=progress)
+
+    def restore(self, file: Path, folder: Path, queries: Mapping[str, Query], *, replace: bool) -> Restored:
+        # before it is held, which would make a file that is missing
+        contents = backups.contents_of(file, folder, queries)
+        is_new = not self.path.exists()
+        with self.held():
+            try:
+                return Restored(contents, backups.put_back(self.path, file, replace=replace))
+            except BaseException:
+                # what holding it has made
+                if is_new and not self.path.stat().st_size:
+                    self.path.unlink()
+                raise
+
+    def examine(self, folder: Path, queries: Mapping[str, Query], *, workers: int) -> Iterator[Finding]:
+        return examination.examine(self.path, folder, queries)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -124,6 +165,25 @@ class Postgresql(Engine):
 
         patience = {"patience": _LONG} if for_long_queries else {}
         return await PostgresqlDatabase.open(self.url, queries, **patience)
+
+    def back_up(
+        self, file: Path, folder: Path, queries: Mapping[str, Query], *, overwrite: bool, progress: Progress
+    ) -> Contents:
+        raise BackupError(
+            f"PostgreSQL is backed up by a tool of its own: pg_dump --format=custom --file={shlex.quote(str(file))} {self}, "
+            "as a superuser or a user with bypassrls and pg_read_all_data: row-level security binds the owner, too."
+        )
+
+    def restore(self, file: Path, folder: Path, queries: Mapping[str, Query], *, replace: bool) -> Restored:
+        raise BackupError(
+            "PostgreSQL is restored by a tool of its own, into a database that `agent-platform migrate` has made ready: "
+            f"pg_restore --clean --if-exists --no-owner --single-transaction --dbname={self} {shlex.quote(str(file))}"
+        )
+
+    def examine(self, folder: Path, queries: Mapping[str, Query], *, workers: int) -> Iterator[Finding]:
+        from service.storage import postgresql_examination
+
+        return postgresql_examination.examine(self.url, folder / self.name, workers)
 
     def __str__(self) -> str:
         from service.storage.postgresql_migrations import shown

@@ -78,18 +78,29 @@ def check(database: Path, folder: Path, *, complete: bool = True) -> list[str]:
 
     Raises MigrationError where it is missing, foreign or newer than `folder`, or, if `complete`, lacks any.
     """
+    tables, applied = look(database)
+    known = known_migrations(folder)
+    return judge(str(database), tables, applied, known, complete=complete)
+
+
+def look(database: Path) -> tuple[set[str], set[str]]:
+    """The tables of `database`, and the ids of its migrations. Raises MigrationError where it is missing or none."""
     if not database.exists():
         raise MigrationError(f"There is no database {database}; `agent-platform migrate` or `serve` makes it.")
-    known = known_migrations(folder)
     try:
         with closing(connect(database)) as connection:
-            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
-            applied: set[str] = set()
-            if "_yoyo_migration" in tables:
-                applied = {name for (name,) in connection.execute("select migration_id from _yoyo_migration")}
+            return tables_and_migrations(connection)
     except sqlite3.DatabaseError as error:
         raise MigrationError(f"{database} can't be read as a database: {error}.") from None
-    return judge(str(database), tables, applied, known, complete=complete)
+
+
+def tables_and_migrations(connection: sqlite3.Connection) -> tuple[set[str], set[str]]:
+    """What an open file has of both."""
+    tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+    applied: set[str] = set()
+    if "_yoyo_migration" in tables:
+        applied = {name for (name,) in connection.execute("select migration_id from _yoyo_migration")}
+    return tables, applied
 
 
 def judge(name: str, tables: Set[str], applied: Set[str], known: Set[str], *, complete: bool) -> list[str]:

@@ -12,7 +12,7 @@ from service.storage.migrations import MigrationError, judge, known_migrations, 
 # any number, but always this one: who holds it migrates, in whatever process (pg_advisory_lock)
 _LOCK = 7203
 # as libpq counts versions; before it, a view could not look with the eyes of whoever asks
-_OLDEST = 150_000
+OLDEST = 150_000
 # seconds for a connection, and for another process to finish its migration
 _PATIENCE = 5
 _TURN = "120s"
@@ -25,10 +25,10 @@ def migrate(url: str, folder: Path) -> list[str]:
     """
     if not check(url, folder, complete=False):
         return []
-    with _clear(url), _connect(url) as connection, connection.cursor() as cursor:
-        if connection.info.server_version < _OLDEST:
+    with clear(url), connect(url) as connection, connection.cursor() as cursor:
+        if connection.info.server_version < OLDEST:
             raise MigrationError(
-                f"The database {shown(url)} can't be migrated: PostgreSQL {_OLDEST // 10_000} or newer is needed."
+                f"The database {shown(url)} can't be migrated: PostgreSQL {OLDEST // 10_000} or newer is needed."
             )
         cursor.execute("select current_setting('transaction_read_only')")
         if cursor.fetchone() == ("on",):
@@ -51,19 +51,26 @@ def check(url: str, folder: Path, *, complete: bool = True) -> list[str]:
 
     Raises MigrationError where it can't be reached, is foreign or newer than `folder`, or, if `complete`, lacks any.
     """
+    with clear(url), connect(url) as connection:
+        tables, applied = tables_and_migrations(connection)
+    return judge(shown(url), tables, applied, known_migrations(folder), complete=complete)
+
+
+def tables_and_migrations(connection: "psycopg.Connection[Any]") -> tuple[set[str], set[str]]:
+    """The tables of an open database, and the ids of its migrations."""
     applied: set[str] = set()
-    with _clear(url), _connect(url) as connection, connection.cursor() as cursor:
+    with connection.cursor() as cursor:
         cursor.execute("select tablename from pg_tables where schemaname = current_schema()")
         tables = {name for (name,) in cursor.fetchall()}
         if "_yoyo_migration" in tables:
             cursor.execute("select migration_id from _yoyo_migration")
             applied = {name for (name,) in cursor.fetchall()}
-    return judge(shown(url), tables, applied, known_migrations(folder), complete=complete)
+    return tables, applied
 
 
 def roll_back(url: str, folder: Path) -> list[str]:
     """Undoes every migration, newest first, and answers with their ids. All data goes; for tests of the migrations."""
-    with _clear(url), _backend(url) as backend:
+    with clear(url), _backend(url) as backend:
         undone = backend.to_rollback(read_migrations(folder))
         names = [migration.id for migration in undone]
         backend.rollback_migrations(undone)
@@ -76,14 +83,17 @@ def shown(url: str) -> str:
     return f"postgresql://{facts.get('host', '')}:{facts.get('port', 5432)}/{facts.get('dbname', '')}"
 
 
-def _connect(url: str) -> "psycopg.Connection[Any]":
+def connect(url: str) -> "psycopg.Connection[Any]":
     connection: psycopg.Connection[Any] = psycopg.connect(url, autocommit=True, connect_timeout=_PATIENCE)
     return connection
 
 
 @contextmanager
-def _clear(url: str) -> Iterator[None]:
-    """What the database refuses, as one sentence; the driver's own may hold more than one, and the URL."""
+def clear(url: str, done: str = "migrated") -> Iterator[None]:
+    """What the database refuses, as one sentence; the driver's own may hold more than one, and the URL.
+
+    `done` is what can't be done then.
+    """
     try:
         yield
     except psycopg.OperationalError as error:
@@ -91,12 +101,13 @@ def _clear(url: str) -> Iterator[None]:
         reason = [line for line in str(error).strip().splitlines() if line.strip() and not line[0].isspace()][-1]
         raise MigrationError(f"The database {shown(url)} can't be reached: {reason.strip().removeprefix('- ')}.") from None
     except psycopg.errors.InsufficientPrivilege as error:
+        who = "Migrate it as its owner, with the right to make roles (createrole)."
         raise MigrationError(
-            f"The database {shown(url)} can't be migrated: {error.diag.message_primary}. "
-            "Migrate it as its owner, with the right to make roles (createrole)."
+            f"The database {shown(url)} can't be {done}: {error.diag.message_primary}. "
+            f"{who if done == 'migrated' else 'Connect as its owner.'}"
         ) from None
     except psycopg.Error as error:
-        raise MigrationError(f"The database {shown(url)} can't be migrated: {error.diag.message_primary}.") from error
+        raise MigrationError(f"The database {shown(url)} can't be {done}: {error.diag.message_primary}.") from error
 
 
 @contextmanager
@@ -107,7 +118,7 @@ def _backend(url: str) -> Iterator[Any]:
 
     class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo ships no types
         def connect(self, dburi: Any) -> "psycopg.Connection[Any]":
-            return _connect(url)
+            return connect(url)
 
         def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
             return log_data(migration, operation)

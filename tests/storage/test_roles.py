@@ -51,7 +51,7 @@ def test_an_owner_who_may_not_become_the_roles_is_told_what_to_grant(server: Clu
 
 
 def test_a_server_that_is_too_old_is_told(server: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgresql_migrations, "_OLDEST", 990_000)
+    monkeypatch.setattr(postgresql_migrations, "OLDEST", 990_000)
     with pytest.raises(MigrationError, match="PostgreSQL 99 or newer is needed"):
         postgresql_migrations.migrate(server.create(), resource("migrations") / "postgresql")
 

@@ -39,6 +39,9 @@ class Load:
     # the answers by what was written, and what may have been written or not
     acknowledged: dict[str, bytes] = field(default_factory=dict)
     unsure: set[str] = field(default_factory=set)
+    # when each was sent for the first time, and when it was acknowledged
+    sent: dict[str, float] = field(default_factory=dict)
+    answered: dict[str, float] = field(default_factory=dict)
     # when, whose and what each answer was; 0 for none
     seen: list[tuple[float, int, int]] = field(default_factory=list)
     # the processes that have answered, by the beginning of their request ids
@@ -142,6 +145,8 @@ class Load:
 
     async def _make(self, session: ClientSession) -> None:
         """What the others use."""
+        for name in ("tools 1", "tools 2", "agents 1"):
+            self.sent[name] = time.monotonic()
         for name in ("tools 1", "tools 2"):
             status, text = await self.ask(session, 0, "POST", "/tools", {**TOOL, "name": name})
             assert status == 201
@@ -166,9 +171,11 @@ class Load:
 
     async def _make_one(self, session: ClientSession, who: int, name: str) -> int:
         path, body = self._request(name)
+        self.sent.setdefault(name, time.monotonic())
         status, text = await self.ask(session, who, "POST", path, body, name if who % 2 else None)
         if 200 <= status < 300:
             self.acknowledged[name] = text
+            self.answered[name] = time.monotonic()
         elif who % 2 == 0 or self.is_gone:
             self.unsure.add(name)
         return status
