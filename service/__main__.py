@@ -11,6 +11,7 @@ from service.commands.databases import copy, migrate
 from service.commands.keys import keys
 from service.commands.serving import serve
 from service.commands.tenants import tenants
+from service.commands.transfer import delete_tenant, export_tenant, import_tenant
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,6 +51,8 @@ def cli() -> None:
 
 for command in (serve, migrate, copy, tenants, keys):
     cli.add_command(command)
+for command in (export_tenant, import_tenant, delete_tenant):
+    tenants.add_command(command)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,19 @@ insert into tenants (id, created_at) values (:id, :now) on conflict (id) do noth
 -- name: tenant_exists(id)$
 select exists (select 1 from tenants where id = :id);
 
+-- name: get_tenant(id)^
+select id, created_at from tenants where id = :id;
+
+-- name: finish_tenant(id, unfinished, created_at)!
+-- An import has ended: until then `unfinished` stood where the time is.
+update tenants set created_at = :created_at where id = :id and created_at = :unfinished;
+
+-- name: delete_api_keys(tenant)!
+delete from api_keys where tenant_id = :tenant;
+
+-- name: delete_tenant(id)!
+delete from tenants where id = :id;
+
 -- name: list_tenants()
 select tenants.id, tenants.created_at, count(api_keys.id) as api_keys
 from tenants

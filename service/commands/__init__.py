@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from service.resources import resource
 from service.storage.engines import engine_of
 from service.storage.migrations import MigrationError
 from service.storage.queries import load_queries
-from service.storage.scope import Unscoped
+from service.storage.scope import Database, Unscoped
 from service.storage.units import T, Unit, ask
 
 _TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
@@ -36,13 +36,17 @@ def need_tenant(tenant: str) -> Unit[None]:
 
 def run_unit(database: Path | str, unit: Callable[[], Unit[T]]) -> T:
     """Runs one unit of work on a migrated database, beside a running server if there is one."""
+    return run_on(database, lambda storage: Unscoped(storage).write(unit()))
 
+
+def run_on(database: Path | str, work: Callable[[Database], Awaitable[T]], *, for_long_queries: bool = False) -> T:
+    """Opens a migrated database, beside a running server if there is one, lets `work` do what it has to, and closes it."""
     engine = engine_of(database)
 
     async def once() -> T:
-        storage = await engine.open(load_queries(resource("sql"), engine.name))
+        storage = await engine.open(load_queries(resource("sql"), engine.name), for_long_queries=for_long_queries)
         try:
-            return await Unscoped(storage).write(unit())
+            return await work(storage)
         finally:
             await storage.close()
 

@@ -6,6 +6,7 @@ import click
 
 from service.commands import Failed, print_table, run_unit, tenant_id_of
 from service.config import database_option
+from service.storage.importing import UNFINISHED
 from service.storage.units import Row, UniqueViolation, Unit, ask
 from service.times import utc_now
 
@@ -40,7 +41,8 @@ def list_tenants(database: Path | str) -> None:
         rows: list[Row] = yield ask("list_tenants")
         return rows
 
-    print_table(
-        ("TENANT", "KEYS", "CREATED"),
-        [(row["id"], row["api_keys"], row["created_at"]) for row in run_unit(database, unit)],
-    )
+    def made(row: Row) -> str:
+        return "- (its import has not ended)" if row["created_at"] == UNFINISHED else row["created_at"]
+
+    rows = [(row["id"], row["api_keys"], made(row)) for row in run_unit(database, unit)]
+    print_table(("TENANT", "KEYS", "CREATED"), rows)

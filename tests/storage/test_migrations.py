@@ -37,6 +37,7 @@ RELEASED: dict[str, dict[str, str]] = {
         "0002_tools_and_agents.sql": "8297a529904a5e1e342ae15f13fb3df2e0bb228594a1e27b3460a55748075a47",
         "0003_runs.sql": "472e996a7c39e36ff8f61f500aba55733b15c1504123e6d5553e447e5aa89776",
         "0004_kept_answers.sql": "acc8980389f63ac2a8d8bb3f050a003f82a1bd7706f329d1ed1746da840f4f67",
+        "0007_deletion.sql": "2e34ee1b522e5535113ec89f99b1585456c621d02324f47e2e86e65d29dd311e",
     },
 }
 IDS = {engine: [name.partition(".")[0] for name in files] for engine, files in RELEASED.items()}
