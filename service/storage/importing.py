@@ -93,7 +93,12 @@ async def import_tenant(
     kept, and where the database refuses a row; nothing is there then.
     """
     unscoped = Unscoped(target)
-    if await unscoped.one("get_tenant", id=tenant_id):
+    if there := await unscoped.one("get_tenant", id=tenant_id):
+        if there["created_at"] == UNFINISHED:
+            raise TransferError(
+                f"An earlier import of the tenant {tenant_id} has not ended. If none is under way, it was interrupted: "
+                f"`agent-platform tenants delete {tenant_id}` takes away what is there."
+            )
         raise TransferError(f"The tenant {tenant_id} exists already.")
     keeps = await _are_free(target, contents, tenant_id)
     if keep_ids and not keeps:
