@@ -27,11 +27,12 @@ from tests.support.database import migrated
 from tests.support.http import Answer, answer, make_agent, make_tool, run
 from tests.support.process import Service
 from tests.support.storage import execute, made, rows
-from tests.support.tables import TABLES, put_back, tables
+from tests.support.tables import TABLES, Rows, put_back, tables
 
 Key = dict[str, str]
 TIME = "2026-01-01T00:00:00.000000Z"
 _elsewhere: dict[str, str] = {}
+_furnished: dict[str, dict[str, Rows]] = {}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -109,15 +110,20 @@ async def told(*arguments: str | Path) -> str:
 
 
 @pytest.fixture
-async def furnished(client: Client) -> Client:
-    await furnish(client)
+async def furnished(client: Client, database: Path | str, engine: str) -> Client:
+    """A service whose tenants have something of everything, which is made once; the next ids are those behind it."""
+    if engine not in _furnished:
+        await furnish(client)
+        _furnished[engine] = tables(database)
+    put_back(database, _furnished[engine])
     return client
 
 
 async def test_what_was_exported_answers_the_same_elsewhere(
-    furnished: Client, serve: Serve, database: Path | str, elsewhere: Path | str, tmp_path: Path
+    client: Client, serve: Serve, database: Path | str, elsewhere: Path | str, tmp_path: Path
 ) -> None:
-    before = await all_answers(furnished)
+    await furnish(client)
+    before = await all_answers(client)
     assert sum(each.status == 200 for each in before.values()) >= 40
     file = tmp_path / "a.jsonl"
     said = await told("export", "tenant_a", file, "--database", database)
@@ -134,7 +140,7 @@ async def test_what_was_exported_answers_the_same_elsewhere(
     assert (await there.json("GET", "/tools", KEY_B))["total"] == 0
     # and what the source has given it does not give again
     for make in (make_tool, make_agent):
-        assert (await make(there, "new"))["id"] == (await make(furnished, "new"))["id"]
+        assert (await make(there, "new"))["id"] == (await make(client, "new"))["id"]
     agent = (await there.json("GET", "/agents?name=new"))["items"][0]["id"]
     assert (await run(there, agent))["id"] == 9
 
@@ -208,11 +214,11 @@ async def test_what_was_deleted_is_gone_and_comes_back_with_its_ids(
     assert await all_answers(furnished, KEY_B) == theirs
     assert "has new ones" not in await told("import", file, "--keep-ids", *at)
     assert await all_answers(furnished, {"X-API-Key": create_key(database, "tenant_a")[0]}) == before
-    # and no id is given again, neither its own nor the other's
-    assert (await make_tool(furnished, "new", KEY_B))["id"] == 15
+    # and no id is given again, not even that of a tool that only a step speaks of
+    assert (await make_tool(furnished, "new", KEY_B))["id"] == 12
 
 
-@pytest.mark.parametrize("typed", ["", "tenant_b\n", "TENANT_A\n", "y\n"])
+@pytest.mark.parametrize("typed", ["", "TENANT_A\n"])
 async def test_a_tenant_whose_name_is_not_typed_stays(client: Client, database: Path | str, typed: str) -> None:
     before = tables(database)
     asked = await command("delete", "tenant_a", "--database", database, typed=typed)
