@@ -14,6 +14,7 @@ from service.commands.keys import keys
 from service.commands.monitoring import monitoring
 from service.commands.serving import serve
 from service.commands.tenants import tenants
+from service.commands.transfer import delete_tenant, export_tenant, import_tenant
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,6 +54,8 @@ def cli() -> None:
 
 for command in (serve, migrate, copy, backup, restore, doctor, tenants, keys, monitoring):
     cli.add_command(command)
+for command in (export_tenant, import_tenant, delete_tenant):
+    tenants.add_command(command)
 
 
 if __name__ == "__main__":

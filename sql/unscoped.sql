@@ -33,6 +33,22 @@ on conflict (id) do update set
 -- name: tenant_exists(id)$
 select exists (select 1 from tenants where id = :id);
 
+-- name: finish_tenant(id, unfinished, created_at, disabled_at, run_limit, run_window)!
+-- An import has ended: until then `unfinished` stood where the time is.
+update tenants
+set created_at = :created_at, disabled_at = :disabled_at, run_limit = :run_limit, run_window = :run_window
+where id = :id and created_at = :unfinished;
+
+-- name: begin_deletion(id, now)!
+-- Nobody comes in any more, and what it has in audit_log may go.
+update tenants set disabled_at = coalesce(disabled_at, :now), deleted_at = coalesce(deleted_at, :now) where id = :id;
+
+-- name: delete_api_keys(tenant)!
+delete from api_keys where tenant_id = :tenant;
+
+-- name: delete_tenant(id)!
+delete from tenants where id = :id;
+
 -- name: list_tenants(now)
 select
     tenants.id, tenants.created_at, tenants.disabled_at, tenants.run_limit, tenants.run_window,

@@ -192,7 +192,7 @@ def test_every_option_reads_a_variable_of_its_name_and_says_so() -> None:
     found = {option.name: option for option in options(cli)}
     # what is said of one call and not of a service
     of_one_call = {"source", "target", "resume", "print_distribution", "overwrite", "replace", "form"}
-    of_one_call |= {"expires_in", "scopes", "overlap", "runs", "window", "usual"}
+    of_one_call |= {"expires_in", "scopes", "overlap", "runs", "window", "usual", "tenant_id", "keep_ids", "confirm"}
     assert found.keys() == of_one_call | {
         *("host", "port", "database", "workers", "rate_limit", "rate_window", "demo", "log_level", "log_format"),
         *("wrong_key_limit", "concurrency", "request_timeout", "limiter", "limiter_fallback", "metrics_port"),

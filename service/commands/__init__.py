@@ -44,7 +44,7 @@ def no_such_tenant(tenant: str) -> click.BadParameter:
 
 def run_unit(database: Path | str, unit: Callable[[], Unit[T]]) -> T:
     """Runs one unit of work that belongs to no tenant on a migrated database, beside a running server if there is one."""
-    return on_database(database, lambda storage: Unscoped(storage).write(unit()))
+    return run_on(database, lambda storage: Unscoped(storage).write(unit()))
 
 
 def run_for_tenant(database: Path | str, tenant: str, unit: Callable[[], Unit[T]]) -> T:
@@ -55,15 +55,15 @@ def run_for_tenant(database: Path | str, tenant: str, unit: Callable[[], Unit[T]
             raise no_such_tenant(tenant)
         return await Scope(storage, tenant, None, is_operator=True).write(unit())
 
-    return on_database(database, for_tenant)
+    return run_on(database, for_tenant)
 
 
-def on_database(database: Path | str, work: Callable[[Database], Awaitable[T]]) -> T:
-    """Opens a migrated database for some work, beside a running server if there is one."""
+def run_on(database: Path | str, work: Callable[[Database], Awaitable[T]], *, for_long_queries: bool = False) -> T:
+    """Opens a migrated database, beside a running server if there is one, lets `work` do what it has to, and closes it."""
     engine = engine_of(database)
 
     async def once() -> T:
-        storage = await engine.open(load_queries(resource("sql"), engine.name))
+        storage = await engine.open(load_queries(resource("sql"), engine.name), for_long_queries=for_long_queries)
         try:
             return await work(storage)
         finally:

@@ -14,6 +14,7 @@ import click
 from service.commands import clear_errors
 from service.config import Config, is_loopback, serve_options
 from service.errors import Unavailable
+from service.limiter import Limit
 from service.resources import resource
 from service.storage.engines import engine_of
 from service.storage.examination import Finding, ok, problem, warning
@@ -97,7 +98,7 @@ async def _limiter(config: Config) -> Finding:
     shared = SharedWindow(connections_to(config.limiter), config.rate_limit, config.rate_window)
     try:
         # of a tenant that nobody has, and nothing is counted
-        await shared.look("")
+        await shared.look("", Limit(config.rate_limit, config.rate_window))
     except Unavailable as error:
         reason = str(error.__cause__) or "no answer within a second"
         said = f"The shared limiter does not answer ({' '.join(reason.split())}):"

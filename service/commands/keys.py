@@ -8,7 +8,7 @@ import click
 
 from service import access
 from service.auth import SCOPES, new_key
-from service.commands import duration_of, on_database, print_table, run_for_tenant, tenant_id_of
+from service.commands import duration_of, print_table, run_for_tenant, run_on, tenant_id_of
 from service.config import database_option, option
 from service.storage.scope import Database, Scope, Unscoped
 from service.storage.units import Row, Unit, ask
@@ -113,7 +113,7 @@ def _of_key(database: Path | str, key_id: int, unit: Callable[[], Unit[Row]]) ->
             raise click.BadParameter(f"there is no key with the id {key_id}.")
         return tenant, await Scope(storage, tenant, None, is_operator=True).write(unit())
 
-    return on_database(database, work)
+    return run_on(database, work)
 
 
 def _show(key: str, row: Row, tenant: str) -> None:

@@ -7,6 +7,7 @@ import click
 from service.audit import noted_of_tenant
 from service.commands import Failed, no_such_tenant, print_table, run_unit, tenant_id_of
 from service.config import Whole, database_option
+from service.storage.importing import UNFINISHED
 from service.storage.units import Row, UniqueViolation, Unit, ask
 from service.times import utc_now
 
@@ -48,7 +49,7 @@ def list_tenants(database: Path | str) -> None:
     print_table(
         ("TENANT", "KEYS", "LIMIT", "CREATED", "DISABLED"),
         [
-            (row["id"], row["api_keys"], _limit(row), row["created_at"], row["disabled_at"] or "-")
+            (row["id"], row["api_keys"], _limit(row), _made(row), row["disabled_at"] or "-")
             for row in run_unit(database, unit)
         ],
     )
@@ -96,6 +97,10 @@ def _changed(tenant_id: str, action: str, **values: str | int | None) -> Unit[Ro
     if after != before:
         yield noted_of_tenant(action, before, after)
     return after
+
+
+def _made(row: Row) -> str:
+    return "- (its import has not ended)" if row["created_at"] == UNFINISHED else row["created_at"]
 
 
 def _limit(row: Row) -> str:

@@ -72,7 +72,7 @@ async def copy(source: Database, target: Database, *, resume: bool, moved: Calla
 
 
 async def _copy(source: Scope, target: Scope, table: str, before: Row, moved: Callable[[int], None]) -> None:
-    async for rows in _batches(source, table, before, await target.one(f"last_{table}")):
+    async for rows in batches(source, table, before, await target.one(f"last_{table}")):
         try:
             await target.write(_rows(table, rows))
         except (UniqueViolation, ForeignKeyViolation):
@@ -82,7 +82,7 @@ async def _copy(source: Scope, target: Scope, table: str, before: Row, moved: Ca
         moved(len(rows))
 
 
-async def _batches(view: Scope, table: str, before: Row, last: Row | None = None) -> AsyncIterator[list[Row]]:
+async def batches(view: Scope, table: str, before: Row, last: Row | None = None) -> AsyncIterator[list[Row]]:
     """The rows behind `last` in the order of their keys; after a large batch come fewer rows, after a small one more."""
     at, limit = last or before, _FIRST
     while rows := await view.many(f"read_{table}", **at, limit=limit):
@@ -101,7 +101,7 @@ async def _compare_what_is_there(source: Database, target: Database, moved: Call
         views = _view(target, tenant["id"]), _view(source, tenant["id"])
         for table, before in _TABLES.items():
             last = before
-            async for rows in _batches(views[0], table, before):
+            async for rows in batches(views[0], table, before):
                 if rows != await views[1].many(f"read_{table}", **last, limit=len(rows)):
                     raise _other_move(tenant["id"])
                 last = {name: rows[-1][name] for name in before}
@@ -133,7 +133,7 @@ async def _compare(source: Database, target: Database, moved: Callable[[int], No
 async def _checksum(view: Scope, table: str, before: Row, moved: Callable[[int], None]) -> tuple[int, bytes]:
     """How many rows there are, and the SHA-256 of all of them in the order of their keys."""
     count, hashed = 0, sha256()
-    async for rows in _batches(view, table, before):
+    async for rows in batches(view, table, before):
         for row in rows:
             hashed.update(orjson.dumps(row))
         count += len(rows)

@@ -17,4 +17,14 @@ order by name;
 select :name;
 
 -- name: set_last_id(name, last_id)!
-select setval(cast(:name || '_id_seq' as regclass), :last_id);
+-- It only grows: a sequence knows no transactions, and a server may take ids from it at this moment. It is walked up to a near id,
+-- and set to one so far that nobody gets there meanwhile.
+with ahead as materialized (
+    select :last_id - coalesce(pg_sequence_last_value(cast(:name || '_id_seq' as regclass)), 0) as ids
+)
+select max(id)
+from (
+    select nextval(cast(:name || '_id_seq' as regclass)) as id from ahead, generate_series(1, ahead.ids) where ids <= 10000
+    union all
+    select setval(cast(:name || '_id_seq' as regclass), :last_id) from ahead where ids > 10000
+) as given;

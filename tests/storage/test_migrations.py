@@ -40,6 +40,7 @@ RELEASED: dict[str, dict[str, str]] = {
         "0003_runs.sql": "472e996a7c39e36ff8f61f500aba55733b15c1504123e6d5553e447e5aa89776",
         "0004_kept_answers.sql": "acc8980389f63ac2a8d8bb3f050a003f82a1bd7706f329d1ed1746da840f4f67",
         "0005_access.sql": "04c84a78bb43fad28c310cf8913aa0d20686ffca185e19707fb97ab62f70a71e",
+        "0007_deletion.sql": "2e34ee1b522e5535113ec89f99b1585456c621d02324f47e2e86e65d29dd311e",
     },
 }
 IDS = {engine: [name.partition(".")[0] for name in files] for engine, files in RELEASED.items()}

@@ -20,7 +20,7 @@ from service.storage.engines import engine_of
 from service.storage.postgresql import PostgresqlDatabase
 from service.storage.queries import Query, load_queries
 from service.storage.scope import Database, Scope, Statement, Unscoped
-from service.storage.units import Ask, Unit, ask, ask_last
+from service.storage.units import Ask, ForeignKeyViolation, Unit, ask, ask_last
 from service.times import utc_now
 from tests.storage.planted import Planted, planted
 from tests.support import postgresql
@@ -181,7 +181,11 @@ async def test_lock_5_would_be_missed(name: str, house: Planted, unlocked: Postg
         assert not isinstance(answers[0], asyncpg.InsufficientPrivilegeError)
         assert isinstance(answers[0], Exception) or beside.contents() != before
     else:
-        crossed = has_crossed(name, await run_query(Scope(unlocked, "b", None), BROKEN[name][-1], query))
+        try:
+            crossed = has_crossed(name, await run_query(Scope(unlocked, "b", None), BROKEN[name][-1], query))
+        except ForeignKeyViolation:
+            # a's run refers to what would have gone
+            crossed = name == "delete_agent_ids"
         assert crossed or beside.contents() != before
 
 

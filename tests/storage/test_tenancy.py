@@ -175,6 +175,10 @@ async def test_lock_4_would_notice_the_tenant_itself_finds_its_things(name: str,
     if name in ("create_agent", "add_agent_tools", "create_tool", "create_key") or name in COPYING:
         with pytest.raises(UniqueViolation):
             await run_query(a, query)
+    elif name == "delete_agent_ids":
+        # a run refers to it
+        with pytest.raises(ForeignKeyViolation):
+            await run_query(a, query)
     elif name == "unknown_tools":
         assert await run_query(a, query) == []
     else:

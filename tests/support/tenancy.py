@@ -27,6 +27,7 @@ THEIRS: dict[str, Any] = {
     "role": "r",
     "description": "d",
     "after": 0,
+    "last": 2**53 - 1,
     "before": 2**53,
     "limit": 100,
     "offset": 0,
