@@ -14,10 +14,11 @@ from service.auth import new_key
 from service.config import Config
 from service.execution.models import Conversation, ModelRegistry
 from service.execution.prompt import Tool
-from service.logs import AccessLog, whereabouts, without_keys
+from service.logs import AccessLog, whereabouts, without_keys, writes_json
 from service.problems import ACCESS_LOG
 from service.records import Formatter
 from tests.conftest import KEY_A, Client, Serve
+from tests.support import command
 from tests.support.http import AGENT, TOOL, Wire, make_agent, make_tool, refused, run
 from tests.support.process import Service
 from tests.support.secrets import PLANTED, LeakFinder, leaks
@@ -180,6 +181,27 @@ def test_other_peoples_records_go_out_without_keys_and_messages(as_json: bool) -
         assert text.splitlines()[1] == "RuntimeError"
     assert "KeyError" in text
     assert leaks(text) == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("log_format", "on_a_terminal", "elsewhere"), [("auto", False, True), ("text", False, False), ("json", True, True)]
+)
+def test_lines_are_to_read_on_a_terminal_and_json_elsewhere_unless_told_otherwise(
+    log_format: str, on_a_terminal: bool, elsewhere: bool
+) -> None:
+    assert [writes_json(log_format, stream) for stream in (Terminal(), io.StringIO())] == [on_a_terminal, elsewhere]
+
+
+def test_the_lines_of_a_server_are_what_it_is_told(tmp_path: Path) -> None:
+    with Service(tmp_path / "text.db", "--log-format", "text", "--log-level", "info") as service:
+        assert command.status(service.origin, "/health") == 200
+    lines = service.log.read_text().splitlines()
+    assert [re.sub(r"^[-\d]+ [:\d]+ | [\d.]+ms.*", "", line) for line in lines][-1:] == ["[info     ] GET /health 200"]
 
 
 def test_an_exception_that_comes_from_itself_is_told_once() -> None:
