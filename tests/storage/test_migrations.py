@@ -31,12 +31,14 @@ RELEASED: dict[str, dict[str, str]] = {
         "0005_versions.py": "1a0a1be1698dfd79480951f951c50c377a29d292a8ee21ed781e9b7d3e1b4615",
         "0006_kept_answers.sql": "65d5c6bdc98ad483aa5c4d3da35edf99595c0eda816a5a39da0190585095af5c",
         "0007_keys_by_tenant.sql": "55028484469c6ec20b4a2dbf67366dd75b0e45fdbdcc9c8dba8802827500e169",
+        "0009_usage.sql": "693f950aac9e75ef184695a1590fc71af420c682669688126b57986374959ac3",
     },
     "postgresql": {
         "0001_tenants.sql": "a97ef005816cceba4dc0d76a1eedc2dda987b548427111ca603f3b53df07172b",
         "0002_tools_and_agents.sql": "8297a529904a5e1e342ae15f13fb3df2e0bb228594a1e27b3460a55748075a47",
         "0003_runs.sql": "472e996a7c39e36ff8f61f500aba55733b15c1504123e6d5553e447e5aa89776",
         "0004_kept_answers.sql": "acc8980389f63ac2a8d8bb3f050a003f82a1bd7706f329d1ed1746da840f4f67",
+        "0006_usage.sql": "8a6df27249cb18baf1e0474ae62221784a2cfddb8a061607dbac336bcef85188",
     },
 }
 IDS = {engine: [name.partition(".")[0] for name in files] for engine, files in RELEASED.items()}

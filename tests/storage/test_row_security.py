@@ -33,7 +33,18 @@ pytestmark = pytest.mark.skipif(postgresql.server() is None, reason=postgresql.H
 QUERIES = load_queries(resource("sql"), "postgresql")
 SCOPED = sorted(name for name, query in QUERIES.items() if query.scoped)
 TENANT, OPERATOR = "agent_platform_tenant", "agent_platform_operator"
-TABLES = ("tenants", "api_keys", "tools", "agent_ids", "agents", "agent_tools", "runs", "run_counts", "kept_answers")
+TABLES = (
+    "tenants",
+    "api_keys",
+    "tools",
+    "agent_ids",
+    "agents",
+    "agent_tools",
+    "runs",
+    "run_counts",
+    "usage",
+    "kept_answers",
+)
 TOOL = ("tenant_id", "name", "description", "created_at", "updated_at")
 
 # what holds a query to one tenant, in its own words or through a table that it joins

@@ -20,7 +20,18 @@ HOW_TO_RUN = (
     "superuser of it."
 )
 # in an order in which nothing that goes is still referred to
-_TABLES = ("kept_answers", "run_counts", "runs", "agent_tools", "agents", "agent_ids", "tools", "api_keys", "tenants")
+_TABLES = (
+    "kept_answers",
+    "usage",
+    "run_counts",
+    "runs",
+    "agent_tools",
+    "agents",
+    "agent_ids",
+    "tools",
+    "api_keys",
+    "tenants",
+)
 _COUNTED = ("runs", "agent_ids", "tools", "api_keys")
 
 
