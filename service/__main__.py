@@ -9,6 +9,7 @@ import click
 from service import __version__
 from service.commands.databases import copy, migrate
 from service.commands.keys import keys
+from service.commands.runs import runs
 from service.commands.serving import serve
 from service.commands.tenants import tenants
 
@@ -48,7 +49,7 @@ def cli() -> None:
     """A multi-tenant backend for AI agents. Each option reads the environment variable that its help names, too."""
 
 
-for command in (serve, migrate, copy, tenants, keys):
+for command in (serve, migrate, copy, tenants, keys, runs):
     cli.add_command(command)
 
 

@@ -5,12 +5,14 @@ import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
 from service.storage.engines import is_url
+from service.times import duration
 
 _FALLBACKS = ("refuse", "local")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -31,6 +33,8 @@ class Config:
     wrong_key_limit: int = 100
     concurrency: int = 512
     request_timeout: float = 10
+    # None: for good
+    keep_runs: timedelta | None = None
     demo: bool | None = None
     log_level: str = "info"
 
@@ -77,6 +81,13 @@ def _limiter(context: click.Context, parameter: click.Parameter, value: str) -> 
         # the value, which is not repeated, may hold a password
         raise click.BadParameter("it is neither local nor redis://HOST:PORT/NUMBER, rediss:// or valkey://.") from None
     return value
+
+
+def duration_of(context: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+    try:
+        return None if value is None else duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _host(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -191,6 +202,12 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=Config.request_timeout,
             show_default=True,
             help="Seconds for the headers of a request, and for its body.",
+        ),
+        option(
+            "--keep-runs",
+            metavar="TIME",
+            callback=duration_of,
+            help="Delete runs that are older, as in 90d: a number and one of s, m, h, d and w.  [default: keep all]",
         ),
         option(
             "--demo/--no-demo",

@@ -75,7 +75,7 @@ def test_the_version_and_the_help_are_told() -> None:
     assert "AGENT_PLATFORM_RATE_LIMIT" in done("serve", "--help")
 
 
-@pytest.mark.parametrize("group", [(), ("tenants",), ("keys",)], ids=["no command", "tenants", "keys"])
+@pytest.mark.parametrize("group", [(), ("tenants",), ("keys",), ("runs",)], ids=["no command", "tenants", "keys", "runs"])
 def test_a_group_without_a_command_shows_its_help(group: tuple[str, ...]) -> None:
     ended = agent_platform(*group)
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -96,6 +96,7 @@ WRONG = {
     "a limiter with a database that is no number": (["serve", "--limiter", "redis://127.0.0.1/runs"], "'--limiter'"),
     "a limiter with a setting that is none": (["serve", "--limiter", "redis://127.0.0.1/?colour=red"], "'--limiter'"),
     "a fallback that is none": (["serve", "--limiter-fallback", "allow"], "'--limiter-fallback'"),
+    "a time that is none to keep runs for": (["serve", "--keep-runs", "90"], "'--keep-runs'"),
     "an option that serve does not have": (["serve", "--frobnicate"], "'--frobnicate'"),
     "an option without its value": (["serve", "--port"], "'--port'"),
     "a surplus argument": (["migrate", "now"], "now"),
@@ -181,10 +182,10 @@ def options(command: click.Command) -> Iterator[click.Option]:
 def test_every_option_reads_a_variable_of_its_name_and_says_so() -> None:
     found = {option.name: option for option in options(cli)}
     # what is said of one call and not of a service
-    of_one_call = {"source", "target", "resume", "print_distribution"}
+    of_one_call = {"source", "target", "resume", "print_distribution", "older_than", "dry_run", "vacuum"}
     assert found.keys() == of_one_call | {
         *("host", "port", "database", "workers", "rate_limit", "rate_window", "demo", "log_level"),
-        *("wrong_key_limit", "concurrency", "request_timeout", "limiter", "limiter_fallback"),
+        *("wrong_key_limit", "concurrency", "request_timeout", "limiter", "limiter_fallback", "keep_runs"),
         *("tenant", "label"),
     }
     assert [found[name].envvar for name in of_one_call] == [None] * len(of_one_call)

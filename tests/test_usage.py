@@ -12,15 +12,11 @@ from service.handlers import usage as handler
 from service.paging import Listing, _sealed
 from service.times import utc_now
 from tests.conftest import KEY_A, KEY_B, Client, Serve
+from tests.support.history import INSERT, row
 from tests.support.http import JSON, make_agent, make_tool, places, refused, run
 from tests.support.storage import execute, rows
 
-ERROR = '{"code": "model_error", "message": "m"}'
 SUMS = ("runs", "failures", "prompt_tokens", "completion_tokens", "total_tokens", "duration_ms")
-INSERT = (
-    "insert into runs (tenant_id, agent_id, agent_name, model, status, prompt_tokens, completion_tokens, created_at, "
-    "duration_ms, task, response, error, steps, prompt) values (?, ?, ?, ?, ?, ?, ?, ?, ?, 't', ?, ?, '[]', 'p')"
-)
 # (day, model, agent, failed): the second agent's model was another one, and its name too
 HISTORY = [
     ("2026-01-01", "gpt-4o", 1, False),
@@ -30,12 +26,6 @@ HISTORY = [
     ("2026-01-04", "gpt-3", 2, True),
     ("2026-01-04", "gpt-4o", 2, False),
 ]
-
-
-def row(number: int, day: str, model: str, agent_id: int, failed: bool, tenant: str = "tenant_a") -> tuple[object, ...]:
-    sums = (10 + number, number, f"{day}T10:00:0{number}.000000Z", 100 + number)
-    ended = ("failed", *sums, None, ERROR) if failed else ("completed", *sums, "r", None)
-    return (tenant, agent_id, f"agent as of {day}", model, *ended)
 
 
 def summed(*numbers: int) -> JSON:

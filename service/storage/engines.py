@@ -1,8 +1,8 @@
 """The two engines, chosen by how the database is named: a file, or a URL. Nothing else in the service tells them apart."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +27,8 @@ class Engine(ABC):
     name: str
     # can several processes serve one database?
     is_shared: bool
+    # a sentence, where the space of what was deleted can't be given back by `compact`
+    why_not_compact: str | None = None
 
     @abstractmethod
     @contextmanager
@@ -51,6 +53,17 @@ class Engine(ABC):
 
         Raises Unavailable, and MigrationError where whoever connects may not do what the service does.
         """
+
+    @abstractmethod
+    def turn(self) -> AbstractAsyncContextManager[bool]:
+        """Is it for this process to do what one at a time is to do, of all that serve the database? It is while this lasts.
+
+        Raises Unavailable where nobody can tell.
+        """
+
+    def compact(self) -> None:
+        """Gives the space of all that was deleted back to the disk, while the database is held. Raises MigrationError."""
+        raise NotImplementedError(self.why_not_compact)
 
     @abstractmethod
     def __str__(self) -> str:
@@ -88,6 +101,14 @@ class Embedded(Engine):
 
         return await SqliteDatabase.open(self.path, queries)
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[bool]:
+        # one process serves a file
+        yield True
+
+    def compact(self) -> None:
+        migrations.compact(self.path)
+
     def __str__(self) -> str:
         return str(self.path)
 
@@ -97,6 +118,10 @@ class Postgresql(Engine):
 
     name = "postgresql"
     is_shared = True
+    why_not_compact = (
+        "PostgreSQL uses the space of deleted runs again by itself; its own `vacuum full runs` gives it back, and holds up "
+        "every request as long as it takes."
+    )
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -124,6 +149,13 @@ class Postgresql(Engine):
 
         patience = {"patience": _LONG} if for_long_queries else {}
         return await PostgresqlDatabase.open(self.url, queries, **patience)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[bool]:
+        from service.storage.postgresql import turn
+
+        async with turn(self.url) as is_ours:
+            yield is_ours
 
     def __str__(self) -> str:
         from service.storage.postgresql_migrations import shown

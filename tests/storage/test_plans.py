@@ -78,6 +78,7 @@ def test_the_test_would_see_a_scan_and_a_sort(path: Path) -> None:
         ("list_usage_by_day", r"SEARCH usage USING PRIMARY KEY \(tenant_id=\? AND day>\? AND day<\?\)"),
         ("list_usage_by_model", r"SEARCH usage USING INDEX usage_by_model \(tenant_id=\? AND model>\?\)"),
         ("list_usage_by_agent", r"SEARCH used USING INDEX usage_by_agent \(tenant_id=\? AND agent_id>\?\)"),
+        ("delete_runs", r"SEARCH runs USING COVERING INDEX \S+ \(tenant_id=\? AND id=\?( AND rowid=\?)?\)"),
         ("get_last_run_before", r"SEARCH runs USING COVERING INDEX runs_by_time \(tenant_id=\? AND created_at<\?\)"),
         ("find_api_key", r"SEARCH api_keys USING INDEX \S+ \(hash=\?\)"),
     ],

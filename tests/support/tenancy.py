@@ -86,7 +86,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "read_usage": {"day": "", "agent_id": 0, "model": ""},
     **{f"list_usage_by_{group}": {"after": ""} for group in ("day", "model")},
     "get_last_run_before": {"created_before": "9999"},
-    "delete_runs": {"last": 2**53 - 1},
+    "delete_runs": {"last": 2**53 - 1, "created_before": "9999"},
     **{f"write_{table}": {"rows": json.dumps([{"id": 1, "status": 200} | row])} for table, row in _ROWS.items()},
     "write_runs": {"rows": json.dumps([{"id": 1} | _ROWS["runs"]])},
 }
