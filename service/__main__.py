@@ -12,6 +12,7 @@ from service.commands.databases import copy, migrate
 from service.commands.doctor import doctor
 from service.commands.keys import keys
 from service.commands.monitoring import monitoring
+from service.commands.runs import runs
 from service.commands.serving import serve
 from service.commands.tenants import tenants
 from service.commands.transfer import delete_tenant, export_tenant, import_tenant
@@ -52,7 +53,7 @@ def cli() -> None:
     """A multi-tenant backend for AI agents. Each option reads the environment variable that its help names, too."""
 
 
-for command in (serve, migrate, copy, backup, restore, doctor, tenants, keys, monitoring):
+for command in (serve, migrate, copy, backup, restore, doctor, tenants, keys, runs, monitoring):
     cli.add_command(command)
 for command in (export_tenant, import_tenant, delete_tenant):
     tenants.add_command(command)

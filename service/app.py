@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,11 @@ from service.metrics import Metrics
 from service.pages import add_metrics, add_pages
 from service.problems import answer_the_rest
 from service.resources import resource
+from service.retention import keep
 from service.state import STATE, State
-from service.storage.engines import engine_of
+from service.storage.engines import Engine, engine_of
 from service.storage.queries import load_queries
-from service.storage.scope import Unscoped
+from service.storage.scope import Database, Unscoped
 from service.storage.units import Unit, ask
 from service.times import utc_now
 
@@ -68,7 +69,11 @@ def make_app(
                 if config.serves_demo:
                     await unscoped.write(_demo_tenants())
                 authenticator = Authenticator(database, demo=config.serves_demo, most_asked=2 * config.concurrency)
-                async with _run_limiter(config, metrics) as limiter, _beside(authenticator.note_uses()):
+                async with (
+                    _run_limiter(config, metrics) as limiter,
+                    _beside(authenticator.note_uses()),
+                    _retention(config, engine, database),
+                ):
                     app[STATE] = State(
                         authenticator=authenticator,
                         limiter=limiter,
@@ -124,6 +129,21 @@ async def _run_limiter(config: Config, metrics: Metrics) -> AsyncIterator[RunLim
         yield Fallback(shared, local, metrics.limiter_fallback_runs.inc) if falls_back else shared
     finally:
         await shared.close()
+
+
+@asynccontextmanager
+async def _retention(config: Config, engine: Engine, database: Database) -> AsyncIterator[None]:
+    """Meanwhile runs are kept for as long as `--keep-runs` says."""
+    if config.keep_runs is None:
+        yield
+        return
+    keeping = asyncio.create_task(keep(engine, database, config.keep_runs))
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeping
 
 
 async def _check(unscoped: Unscoped, migrations: frozenset[str]) -> None:

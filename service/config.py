@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 
 from service.addresses import Network, proxy_network
 from service.storage.engines import is_url
+from service.times import duration
 
 _FALLBACKS = ("refuse", "local")
 _LOG_FORMATS = ("auto", "text", "json")
@@ -34,6 +36,8 @@ class Config:
     concurrency: int = 512
     request_timeout: float = 10
     trusted_proxy: tuple[Network, ...] = ()
+    # None: for good
+    keep_runs: timedelta | None = None
     demo: bool | None = None
     metrics_port: int | None = None
     log_level: str = "info"
@@ -82,6 +86,13 @@ def _limiter(context: click.Context, parameter: click.Parameter, value: str) -> 
         # the value, which is not repeated, may hold a password
         raise click.BadParameter("it is neither local nor redis://HOST:PORT/NUMBER, rediss:// or valkey://.") from None
     return value
+
+
+def duration_of(context: click.Context, parameter: click.Parameter, value: str | None) -> timedelta | None:
+    try:
+        return None if value is None else duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _host(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -218,6 +229,12 @@ def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             callback=_trusted_proxy,
             help="A proxy whose X-Forwarded-For is believed; several, with commas or one option each.",
+        ),
+        option(
+            "--keep-runs",
+            metavar="TIME",
+            callback=duration_of,
+            help="Delete runs that are older, as in 90d: a number and one of s, m, h, d and w.  [default: keep all]",
         ),
         option(
             "--demo/--no-demo",

@@ -276,7 +276,7 @@ class Endpoint:
         return arguments
 
     def _parse_query(self, raw: str, errors: Places) -> dict[str, Any]:
-        values = {name: parameter.default for name, parameter in self._query.items()}
+        values = {parameter.argument: parameter.default for parameter in self._query.values()}
         if not raw:
             return values
         try:
@@ -291,7 +291,7 @@ class Endpoint:
             elif name in seen:
                 errors.append({"parameter": name, "detail": "This parameter is given more than once."})
             else:
-                values[name] = parameter.parse(text, errors)
+                values[parameter.argument] = parameter.parse(text, errors)
             seen.add(name)
         return values
 

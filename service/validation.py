@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import keyword
 import re
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 from urllib.parse import quote
 
@@ -139,7 +141,7 @@ def _pointer(path: list[str | int]) -> str:
 def _draft_4(schema: Any) -> Any:
     """A schema object of OpenAPI 3.0 in the words of JSON Schema Draft 4: `nullable` becomes a type.
 
-    `format` is left out: what it means for a time, `Parameter` checks.
+    `format` is left out: what it means for a time or a day, `Parameter` checks.
     """
     if isinstance(schema, list):
         return [_draft_4(item) for item in schema]
@@ -154,6 +156,11 @@ def _draft_4(schema: Any) -> Any:
 # the integers of JSON (RFC 8259 section 6): no sign but minus, no leading zero, no underscore, no other digits
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,20}", re.ASCII)
 _BOOLEANS = {"true": True, "false": False}
+# what a text of a format stands for, and how it is read once its pattern fits; any other format is for readers of the spec
+_FORMATS: dict[str | None, tuple[str, Callable[[str], str]]] = {
+    "date-time": ("time", utc_text),
+    "date": ("day", lambda text: date.fromisoformat(text).isoformat()),
+}
 
 
 class Parameter:
@@ -161,9 +168,11 @@ class Parameter:
 
     def __init__(self, definition: Schema) -> None:
         self._name = definition["name"]
+        # the handler's, as Connexion would call it
+        self.argument = f"{self._name}_" if keyword.iskeyword(self._name) else self._name
         schema = definition["schema"]
         self._type = schema["type"]
-        self._is_time = schema.get("format") == "date-time"
+        self._format = schema.get("format")
         self._validator = Validator(schema)
         self.default = schema.get("default")
 
@@ -185,12 +194,13 @@ class Parameter:
         found = [sentence for _, sentence in self._validator.errors(value)]
         for sentence in found:
             self._refuse(sentence, errors)
-        if found or not self._is_time:
+        if found or self._format not in _FORMATS:
             return value
+        thing, read = _FORMATS[self._format]
         try:
-            return utc_text(text)
+            return read(text)
         except ValueError:
-            return self._refuse("Must be a time that exists.", errors)
+            return self._refuse(f"Must be a {thing} that exists.", errors)
 
     def _refuse(self, detail: str, errors: Places) -> None:
         errors.append({"parameter": self._name, "detail": detail})

@@ -1,6 +1,6 @@
 -- Everything that a tenant owns, table by table in the order of their keys, for `agent-platform copy`. What goes into a table is an
 -- array of JSON objects, which each engine takes apart in its own way (sqlite/copying.sql, postgresql/copying.sql). run_counts is
--- not copied: the triggers count anew.
+-- not copied: the triggers count anew. They do so for usage, too, but that knows of runs that are gone: it is written over at last.
 
 -- name: count_rows(tenant_id)$
 select
@@ -10,6 +10,7 @@ select
     + (select count(*) from agents where tenant_id = :tenant_id)
     + (select count(*) from agent_tools where tenant_id = :tenant_id)
     + (select count(*) from runs where tenant_id = :tenant_id)
+    + (select count(*) from usage where tenant_id = :tenant_id)
     + (select count(*) from kept_answers where tenant_id = :tenant_id)
     + (select count(*) from audit_log where tenant_id = :tenant_id);
 
@@ -70,6 +71,13 @@ limit :limit;
 
 -- name: last_runs(tenant_id)^
 select id from runs where tenant_id = :tenant_id order by id desc limit 1;
+
+-- name: read_usage(tenant_id, day, agent_id, model, limit)
+select day, agent_id, model, agent_name, runs, failures, prompt_tokens, completion_tokens, duration_ms
+from usage
+where tenant_id = :tenant_id and (day, agent_id, model) > (:day, :agent_id, :model)
+order by day, agent_id, model
+limit :limit;
 
 -- name: read_kept_answers(tenant_id, idempotency_key, limit)
 select idempotency_key, fingerprint, status, headers, body, created_at

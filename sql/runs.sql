@@ -141,3 +141,18 @@ select
     created_at, duration_ms
 from runs
 where tenant_id = :tenant_id and id = :run_id;
+
+-- name: get_last_run_before(tenant_id, created_before)$
+-- The id of the last run that was created earlier than this time: all before it were, too.
+select id from runs where tenant_id = :tenant_id and created_at < :created_before order by created_at desc, id desc limit 1;
+
+-- name: delete_runs(tenant_id, after, last, created_before, limit)
+-- Some of the runs behind the id `after`, up to the id `last`; the ids of those that are gone. None is younger, wherever it stands:
+-- each row's time is looked at as it comes, and no index of times is to be gone through.
+delete from runs
+where tenant_id = :tenant_id and id in (
+    select id from runs
+    where tenant_id = :tenant_id and id > :after and id <= :last and created_at || '' < :created_before
+    order by id limit :limit
+)
+returning id;

@@ -75,7 +75,9 @@ def test_the_version_and_the_help_are_told() -> None:
     assert "AGENT_PLATFORM_RATE_LIMIT" in done("serve", "--help")
 
 
-@pytest.mark.parametrize("group", [(), ("tenants",), ("keys",), ("monitoring",)])
+@pytest.mark.parametrize(
+    "group", [(), ("tenants",), ("keys",), ("runs",), ("monitoring",)], ids=lambda group: " ".join(group) or "no command"
+)
 def test_a_group_without_a_command_shows_its_help(group: tuple[str, ...]) -> None:
     ended = agent_platform(*group)
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -104,6 +106,7 @@ WRONG = {
     "a network that begins in its middle": (["serve", "--trusted-proxy", "10.0.0.1/8"], "'--trusted-proxy'"),
     "one proxy of several that is none": (["serve", "--trusted-proxy", "10.0.0.1,10.0.0"], "'--trusted-proxy'"),
     "everybody as a proxy": (["serve", "--trusted-proxy", "0.0.0.0/0"], "'--trusted-proxy'"),
+    "a time that is none to keep runs for": (["serve", "--keep-runs", "90"], "'--keep-runs'"),
     "an option that serve does not have": (["serve", "--frobnicate"], "'--frobnicate'"),
     "an option without its value": (["serve", "--port"], "'--port'"),
     "a surplus argument": (["migrate", "now"], "now"),
@@ -193,10 +196,11 @@ def test_every_option_reads_a_variable_of_its_name_and_says_so() -> None:
     # what is said of one call and not of a service
     of_one_call = {"source", "target", "resume", "print_distribution", "overwrite", "replace", "form"}
     of_one_call |= {"expires_in", "scopes", "overlap", "runs", "window", "usual", "tenant_id", "keep_ids", "confirm"}
+    of_one_call |= {"older_than", "dry_run", "vacuum"}
     assert found.keys() == of_one_call | {
         *("host", "port", "database", "workers", "rate_limit", "rate_window", "demo", "log_level", "log_format"),
         *("wrong_key_limit", "concurrency", "request_timeout", "limiter", "limiter_fallback", "metrics_port"),
-        "trusted_proxy",
+        *("trusted_proxy", "keep_runs"),
         *("tenant", "label"),
     }
     assert [found[name].envvar for name in of_one_call] == [None] * len(of_one_call)

@@ -25,8 +25,8 @@ class Failed(click.ClickException):
     """The command is right and can't be done now."""
 
 
-def tenant_id_of(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if not _TENANT_ID.fullmatch(value):
+def tenant_id_of(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not _TENANT_ID.fullmatch(value):
         raise click.BadParameter("a tenant's id is 1 to 64 of the characters A-Z a-z 0-9 _ . - and begins with no sign.")
     return value
 

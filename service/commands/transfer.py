@@ -23,11 +23,6 @@ from service.storage.scope import Database, Scope
 from service.storage.units import Row, Unit, ask
 from service.times import utc_now
 
-
-def _another_id(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    return None if value is None else tenant_id_of(context, parameter, value)
-
-
 tenant_argument = click.argument("tenant_id", metavar="ID", callback=tenant_id_of)
 
 
@@ -54,7 +49,7 @@ def export_tenant(tenant_id: str, file: Path, database: Path | str) -> None:
 
 @click.command("import")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--as", "tenant_id", metavar="ID", callback=_another_id, help="The tenant's id.  [default: the one in FILE]")
+@click.option("--as", "tenant_id", metavar="ID", callback=tenant_id_of, help="The tenant's id.  [default: the one in FILE]")
 @click.option("--keep-ids", is_flag=True, help="Refuse instead of giving new ids where others have some of them.")
 @database_option
 @click.pass_context
@@ -66,7 +61,7 @@ def import_tenant(context: click.Context, file: Path, tenant_id: str | None, kee
         except TransferError as error:
             raise Failed(f"{error} Nothing was changed.") from None
         # an id from a file is looked at as one from the command line
-        made = tenant_id or tenant_id_of(context, context.command.params[0], contents.tenant["id"])
+        made = tenant_id or cast("str", tenant_id_of(context, context.command.params[0], contents.tenant["id"]))
 
         async def all_of_it(storage: Database) -> Mapping[str, int]:
             with _bar(sum(contents.counts.values()), "Importing") as told:

@@ -2,8 +2,8 @@
 
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,6 +30,8 @@ class Engine(ABC):
     name: str
     # can several processes serve one database?
     is_shared: bool
+    # a sentence, where the space of what was deleted can't be given back by `compact`
+    why_not_compact: str | None = None
 
     @abstractmethod
     @contextmanager
@@ -71,6 +73,17 @@ class Engine(ABC):
 
         Raises MigrationError for a database that can't be looked at, or is another program's.
         """
+
+    @abstractmethod
+    def turn(self) -> AbstractAsyncContextManager[bool]:
+        """Is it for this process to do what one at a time is to do, of all that serve the database? It is while this lasts.
+
+        Raises Unavailable where nobody can tell.
+        """
+
+    def compact(self) -> None:
+        """Gives the space of all that was deleted back to the disk, while the database is held. Raises MigrationError."""
+        raise NotImplementedError(self.why_not_compact)
 
     @abstractmethod
     def __str__(self) -> str:
@@ -129,6 +142,14 @@ class Embedded(Engine):
     def examine(self, folder: Path, queries: Mapping[str, Query], *, workers: int) -> Iterator[Finding]:
         return examination.examine(self.path, folder, queries)
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[bool]:
+        # one process serves a file
+        yield True
+
+    def compact(self) -> None:
+        migrations.compact(self.path)
+
     def __str__(self) -> str:
         return str(self.path)
 
@@ -138,6 +159,10 @@ class Postgresql(Engine):
 
     name = "postgresql"
     is_shared = True
+    why_not_compact = (
+        "PostgreSQL uses the space of deleted runs again by itself; its own `vacuum full runs` gives it back, and holds up "
+        "every request as long as it takes."
+    )
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -184,6 +209,13 @@ class Postgresql(Engine):
         from service.storage import postgresql_examination
 
         return postgresql_examination.examine(self.url, folder / self.name, workers)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[bool]:
+        from service.storage.postgresql import turn
+
+        async with turn(self.url) as is_ours:
+            yield is_ours
 
     def __str__(self) -> str:
         from service.storage.postgresql_migrations import shown

@@ -1,8 +1,8 @@
 """A tenant into a file, as one state of it.
 
-What a tenant defines and has used is read in one unit of work, and with it the largest ids of a run and of a change. These are
-never changed, and a new one has a larger id: so those up to it can be read in batches afterwards, however long that takes,
-while a server goes on.
+What a tenant defines and has used is read in one unit of work, and with it the largest ids of a run and of a change. These
+are never changed, and a new one has a larger id: so those up to it can be read in batches afterwards, however long that
+takes, while a server goes on.
 """
 
 from collections.abc import Callable

@@ -121,6 +121,20 @@ def judge(name: str, tables: Set[str], applied: Set[str], known: Set[str], *, co
     return missing
 
 
+def compact(database: Path) -> None:
+    """Writes the file anew without what was deleted from it, for which the disk needs room once more.
+
+    The caller holds the file (`hold`). Raises MigrationError.
+    """
+    try:
+        with closing(writer_lock(database)) as writing, closing(connect(database)) as connection:
+            writing.acquire(patience=5.0)
+            connection.execute("vacuum")
+            connection.execute("pragma wal_checkpoint(truncate)")
+    except (Locked, sqlite3.Error) as error:
+        raise MigrationError(f"The space of {database} can't be given back: {error}.") from None
+
+
 def known_migrations(folder: Path) -> frozenset[str]:
     """The ids of the migrations that this version has."""
     return frozenset(file.stem for file in folder.glob("[0-9]*") if not file.stem.endswith(".rollback"))

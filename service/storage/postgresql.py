@@ -9,8 +9,8 @@ transaction begins the next one where more is waiting, and a unit that is alone 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,9 @@ _SLOW = 0.005
 # seconds for a connection to be made, and for a statement to be answered: from a server that has fallen silent to the next
 # one it takes no longer than five
 _PATIENCE = 4.0
+
+# any number, but always this one: who holds it does what one process at a time is to do (pg_try_advisory_lock)
+_TURN = 7204
 
 # the tenant ends with the transaction; whoever writes for it waits until nobody else does
 _PREPARED = """prepare reads(text) as select set_config('agent_platform.tenant_id', $1, true);
@@ -234,6 +237,30 @@ class PostgresqlDatabase:
                     asked = job.unit.send(answer)
         except StopIteration as stop:
             return stop.value
+
+
+@asynccontextmanager
+async def turn(url: str) -> AsyncIterator[bool]:
+    """Is it for this process to do what one at a time is to do? For no other one, until this ends or its connection does.
+
+    Raises Unavailable.
+    """
+    try:
+        # not one of the pool's: what it does would wait for those
+        connection = await asyncpg.connect(
+            url, timeout=_PATIENCE, command_timeout=_PATIENCE, server_settings={"application_name": "agent-platform"}
+        )
+    except (*PASSING, asyncpg.PostgresError) as error:
+        raise Unavailable from error
+    try:
+        try:
+            is_ours: bool = await connection.fetchval("select pg_try_advisory_lock($1)", _TURN)
+        except PASSING as error:
+            raise Unavailable from error
+        yield is_ours
+    finally:
+        with suppress(*PASSING):
+            await connection.close(timeout=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """A tenant out of the database, with all that it has, while a server may go on for the others.
 
-It is shut out and its keys go first, so that nobody comes in any more; then the rows, a few at a time; at last the tenant. What was interrupted
-is done by another try: until the tenant itself is gone, there is one to delete.
+It is shut out and its keys go first, so that nobody comes in any more; then the rows, a few at a time; at last the tenant.
+What was interrupted is done by another try: until the tenant itself is gone, there is one to delete.
 """
 
 import asyncio

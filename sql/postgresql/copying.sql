@@ -35,6 +35,19 @@ select
     duration_ms, task, response, error, steps, prompt
 from json_populate_recordset(cast(null as runs), cast(:rows as json));
 
+-- name: write_usage(tenant_id, rows)!
+-- Over what the triggers have counted of the runs that were written.
+insert into usage (
+    tenant_id, day, agent_id, model, agent_name, runs, failures, prompt_tokens, completion_tokens, duration_ms
+)
+select
+    :tenant_id, day, agent_id, model, agent_name, runs, failures, prompt_tokens, completion_tokens, duration_ms
+from json_populate_recordset(cast(null as usage), cast(:rows as json))
+on conflict (tenant_id, day, agent_id, model) do update
+set
+    agent_name = excluded.agent_name, runs = excluded.runs, failures = excluded.failures,
+    prompt_tokens = excluded.prompt_tokens, completion_tokens = excluded.completion_tokens, duration_ms = excluded.duration_ms;
+
 -- name: write_kept_answers(tenant_id, rows)!
 insert into kept_answers (tenant_id, idempotency_key, fingerprint, status, headers, body, created_at)
 select :tenant_id, idempotency_key, fingerprint, status, headers, body, created_at

@@ -43,6 +43,21 @@ select
     value ->> 'prompt'
 from json_each(:rows);
 
+-- name: write_usage(tenant_id, rows)!
+-- Over what the triggers have counted of the runs that were written.
+insert into usage (
+    tenant_id, day, agent_id, model, agent_name, runs, failures, prompt_tokens, completion_tokens, duration_ms
+)
+select
+    :tenant_id, value ->> 'day', value ->> 'agent_id', value ->> 'model', value ->> 'agent_name', value ->> 'runs',
+    value ->> 'failures', value ->> 'prompt_tokens', value ->> 'completion_tokens', value ->> 'duration_ms'
+from json_each(:rows)
+where true
+on conflict (tenant_id, day, agent_id, model) do update
+set
+    agent_name = excluded.agent_name, runs = excluded.runs, failures = excluded.failures,
+    prompt_tokens = excluded.prompt_tokens, completion_tokens = excluded.completion_tokens, duration_ms = excluded.duration_ms;
+
 -- name: write_kept_answers(tenant_id, rows)!
 insert into kept_answers (tenant_id, idempotency_key, fingerprint, status, headers, body, created_at)
 select

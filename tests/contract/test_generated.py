@@ -159,6 +159,8 @@ def broken_texts(schema: dict[str, Any]) -> list[str]:
     elif schema.get("format") == "date-time":
         texts += ["2026-11-22", "2026-02-30T00:00:00Z", "2026-11-22T10:00:00", "2026-11-22T10:00:00+02:00", "now"]
         texts += ["0001-01-01T00:00:00%2B23:59", "2026-11-22T24:00:00Z", "2026-11-22T10:00:00.1234567Z", "2026-11-22T10:00Z"]
+    elif schema.get("format") == "date":
+        texts += ["2026-11-22T00:00:00Z", "2026-02-30", "0000-01-01", "2026-1-1", "20261122", "2026-W48-1", "today"]
     if "maxLength" in schema:
         texts.append("x" * (schema["maxLength"] + 1))
     return texts

@@ -26,7 +26,7 @@ OPERATIONS = list(CONTRACT.operations())
 IDS = [f"{method} {path}" for method, path, _ in OPERATIONS]
 OPEN = {"/", "/health", "/ready"}
 # what the page does not have, for it came later
-LATER = ("/keys", "/keys/{key_id}", "/keys/{key_id}/rotate", "/audit")
+LATER = ("/keys", "/keys/{key_id}", "/keys/{key_id}/rotate", "/audit", "/usage")
 API_PAGE = Path(__file__).parents[3] / "shared" / "api.md"
 
 

@@ -45,6 +45,12 @@ def assert_counted(database: Database) -> None:
     )
     kept = "select tenant_id, agent_id, status, model, runs from run_counts"
     assert sorted(rows(database, kept)) == sorted(rows(database, counted))
+    used = (
+        "select tenant_id, substr(created_at, 1, 10), agent_id, model, count(*), sum(prompt_tokens), "
+        "sum(completion_tokens), sum(duration_ms) from runs group by 1, 2, 3, 4"
+    )
+    sums = "select tenant_id, day, agent_id, model, runs, prompt_tokens, completion_tokens, duration_ms from usage"
+    assert sorted(rows(database, sums)) == sorted(rows(database, used))
 
 
 def assert_sound(database: Database) -> None:

@@ -33,6 +33,7 @@ RELEASED: dict[str, dict[str, str]] = {
         "0006_kept_answers.sql": "65d5c6bdc98ad483aa5c4d3da35edf99595c0eda816a5a39da0190585095af5c",
         "0007_keys_by_tenant.sql": "55028484469c6ec20b4a2dbf67366dd75b0e45fdbdcc9c8dba8802827500e169",
         "0008_access.py": "26ac24ee0b56fd45f2f0ba15975259e1a20c7a1791a0d863a6a657691d9f7590",
+        "0009_usage.sql": "56d6180b1632cf852366bce6a51e51fde49cbd61ce9b9bee447bea31a2a82e69",
     },
     "postgresql": {
         "0001_tenants.sql": "a97ef005816cceba4dc0d76a1eedc2dda987b548427111ca603f3b53df07172b",
@@ -40,7 +41,8 @@ RELEASED: dict[str, dict[str, str]] = {
         "0003_runs.sql": "472e996a7c39e36ff8f61f500aba55733b15c1504123e6d5553e447e5aa89776",
         "0004_kept_answers.sql": "acc8980389f63ac2a8d8bb3f050a003f82a1bd7706f329d1ed1746da840f4f67",
         "0005_access.sql": "04c84a78bb43fad28c310cf8913aa0d20686ffca185e19707fb97ab62f70a71e",
-        "0007_deletion.sql": "2e34ee1b522e5535113ec89f99b1585456c621d02324f47e2e86e65d29dd311e",
+        "0006_usage.sql": "4eb672e9e335a729bb49b44f5099e5d1e9468fa2c0fd676b78c44f467a1d0a88",
+        "0007_deletion.sql": "4d714f8b5c19dbfc85e8cf0500debc91dd6bc427cdde9306fbe55c8ca330f19e",
     },
 }
 IDS = {engine: [name.partition(".")[0] for name in files] for engine, files in RELEASED.items()}

@@ -28,7 +28,7 @@ SHORT = {"get_summary", "list_tenants", "list_migrations", "list_last_ids", "not
 NAMES = sorted(set(QUERIES) - SHORT)
 
 # what a plan of SQLite may scan: rows that the query was given, one row made of constants, and what a search inside it found
-_BOUNDED = re.compile(r"SCAN (json_each|CONSTANT ROW|\(subquery-\d+\)|first_after|last_before)")
+_BOUNDED = re.compile(r"SCAN (json_each|CONSTANT ROW|\(subquery-\d+\)|first_after|last_before|found)")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,11 @@ def test_the_test_would_see_a_scan_and_a_sort(path: Path) -> None:
         ("total_runs", r"SEARCH run_counts USING PRIMARY KEY \(tenant_id=\? AND agent_id=\?\)"),
         ("list_tools", r"SEARCH tools USING INDEX \S+ \(tenant_id=\? AND id>\?\)"),
         ("list_agents", r"SEARCH agents USING INDEX \S+ \(tenant_id=\? AND id>\?\)"),
+        ("list_usage_by_day", r"SEARCH usage USING PRIMARY KEY \(tenant_id=\? AND day>\? AND day<\?\)"),
+        ("list_usage_by_model", r"SEARCH usage USING INDEX usage_by_model \(tenant_id=\? AND model>\?\)"),
+        ("list_usage_by_agent", r"SEARCH used USING INDEX usage_by_agent \(tenant_id=\? AND agent_id>\?\)"),
+        ("delete_runs", r"SEARCH runs USING COVERING INDEX \S+ \(tenant_id=\? AND id=\?( AND rowid=\?)?\)"),
+        ("get_last_run_before", r"SEARCH runs USING COVERING INDEX runs_by_time \(tenant_id=\? AND created_at<\?\)"),
         ("find_api_key", r"SEARCH api_keys USING INDEX \S+ \(hash=\?\)"),
     ],
 )
@@ -215,6 +220,9 @@ _OF_TENANT = r"\(tenant_id = \?\)"
         ("list_tools", rf"tools_pkey \({_OF_TENANT} AND \(id > \?\)\)"),
         ("list_agents", rf"agents_pkey \({_OF_TENANT} AND \(id > \?\)\)"),
         ("unknown_tools", rf"tools_pkey \({_OF_TENANT} AND \(id = \?\)\)"),
+        ("get_last_run_before", rf"runs_by_time \({_OF_TENANT} AND \(created_at < \?\)\)"),
+        ("delete_runs", rf"runs_pkey \({_OF_TENANT} AND \(id > \?\) AND \(id <= \?\)\)"),
+        ("list_usage_by_day", rf"usage_pkey \({_OF_TENANT} AND \(day > \?\) AND \(day >= \?\) AND \(day <= \?\)\)"),
         ("find_api_key", r"api_keys_by_hash \(hash = \?\)"),
     ],
 )

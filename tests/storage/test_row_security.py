@@ -42,6 +42,7 @@ TABLES = (
     "agent_tools",
     "runs",
     "run_counts",
+    "usage",
     "kept_answers",
     "audit_log",
 )

@@ -172,7 +172,11 @@ async def test_lock_4_no_query_reaches_another_tenant(name: str, house: Planted)
 async def test_lock_4_would_notice_the_tenant_itself_finds_its_things(name: str, house: Planted) -> None:
     """The proof that the parameters above are the right ones: run by their owner, each query does its work."""
     a, query = house.a, house.storage.queries[name]
-    if name in ("create_agent", "add_agent_tools", "create_tool", "create_key") or name in COPYING:
+    if name == "write_usage":
+        # it writes over what the triggers have counted
+        assert await run_query(a, query) == 1
+        assert house.beside.run("select runs from usage") == [(7,)]
+    elif name in ("create_agent", "add_agent_tools", "create_tool", "create_key") or name in COPYING:
         with pytest.raises(UniqueViolation):
             await run_query(a, query)
     elif name == "delete_agent_ids":

@@ -74,7 +74,7 @@ class Cluster:
         """Takes away all that tenants have in the migrated database at the URL; its next ids are the first ones."""
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute(
-                "truncate kept_answers, run_counts, runs, agent_tools, agents, agent_ids, tools restart identity"
+                "truncate kept_answers, usage, run_counts, runs, agent_tools, agents, agent_ids, tools restart identity"
             )
 
     def ask(self, *statements: str) -> list[Row]:

@@ -23,6 +23,7 @@ HOW_TO_RUN = (
 _TABLES = (
     "audit_log",
     "kept_answers",
+    "usage",
     "run_counts",
     "runs",
     "agent_tools",

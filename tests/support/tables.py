@@ -27,9 +27,12 @@ TABLES = (
     "agent_tools",
     "runs",
     "run_counts",
+    "usage",
     "kept_answers",
     "audit_log",
 )
+# kept by the triggers on runs
+_KEPT = ("run_counts", "usage")
 _COUNTED = ("api_keys", "tools", "agent_ids", "runs", "audit_log")
 # on a server each statement has its price: it reads all tables in one, and sets all ids in one
 _READ = " union all ".join(f"select '{table}', to_json(each) from {table} as each" for table in TABLES)
@@ -50,8 +53,7 @@ def tables(database: Database) -> dict[str, Rows]:
 
 def put_back(database: Database, before: Mapping[str, Rows]) -> None:
     """Makes the tables what they were, and the next ids with them. A server may run, which writes nothing meanwhile."""
-    # the triggers on runs count them
-    given = {table: before[table] for table in TABLES if table != "run_counts" and before[table]}
+    given = {table: before[table] for table in TABLES if table not in _KEPT and before[table]}
     if isinstance(database, Path):
         with _file(database) as cursor:
             for statement in DELETES:
@@ -61,7 +63,7 @@ def put_back(database: Database, before: Mapping[str, Rows]) -> None:
                 values = ", ".join("?" * len(each[0]))
                 cursor.executemany(f"insert into {table} ({names}) values ({values})", [[*row.values()] for row in each])
             _restart(cursor)
-            assert _rows(cursor, "run_counts") == before["run_counts"]
+            assert {table: _rows(cursor, table) for table in _KEPT} == {table: before[table] for table in _KEPT}
         return
     server = _server(database)
     inserts = [
@@ -72,7 +74,8 @@ def put_back(database: Database, before: Mapping[str, Rows]) -> None:
     with server.transaction():
         together = "; ".join([*DELETES, *inserts, _RESTART])
         psycopg.ClientCursor(server).execute(together.encode(), [json.dumps(each) for each in given.values()])
-        assert _read(server)["run_counts"] == before["run_counts"]
+        after = _read(server)
+        assert {table: after[table] for table in _KEPT} == {table: before[table] for table in _KEPT}
 
 
 def restart_ids(database: Database) -> None:

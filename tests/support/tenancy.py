@@ -27,8 +27,9 @@ THEIRS: dict[str, Any] = {
     "role": "r",
     "description": "d",
     "after": 0,
-    "last": 2**53 - 1,
     "before": 2**53,
+    "first": "",
+    "last": "9999-12-31",
     "limit": 100,
     "offset": 0,
     "now": NOW,
@@ -93,6 +94,8 @@ _ROWS: dict[str, dict[str, Any]] = {
     "agents": {"name": "n", "role": "r", "description": "d", "created_at": NOW, "updated_at": NOW, "version": 1},
     "agent_tools": {"agent_id": 1, "tool_id": 1},
     "runs": {"agent_id": 1} | {name: THEIRS[name] for name in _RUN},
+    "usage": {"day": NOW[:10], "agent_id": 1, "model": "gpt-4o", "agent_name": "n", "runs": 7, "failures": 7}
+    | dict.fromkeys(("prompt_tokens", "completion_tokens", "duration_ms"), 7),
     "kept_answers": {name: THEIRS[name] for name in ("idempotency_key", "fingerprint", "headers", "body", "created_at")},
     "audit_log": {
         "created_at": NOW,
@@ -107,6 +110,7 @@ _ROWS: dict[str, dict[str, Any]] = {
 # where another value reaches more
 _FURTHER: dict[str, dict[str, Any]] = {
     **{f"{verb}_agents{rest}": {"name": None} for verb in ("list", "count") for rest in ("", "_with_tool")},
+    **{f"list_{kind}_ids": {"last": 2**53 - 1} for kind in ("tools", "agent_ids", "runs", "audit_log")},
     **{f"{verb}_audit": {"key_id": None} for verb in ("list", "count")},
     "write_audit": {"action": "create", "resource": "tool"},
     "forget_kept_answers": {"expired": "9999"},
@@ -114,6 +118,10 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "tool_is_renamed": {"name": "another"},
     "read_agent_tools": {"agent_id": 0, "tool_id": 0},
     "read_kept_answers": {"idempotency_key": ""},
+    "read_usage": {"day": "", "agent_id": 0, "model": ""},
+    **{f"list_usage_by_{group}": {"after": ""} for group in ("day", "model")},
+    "get_last_run_before": {"created_before": "9999"},
+    "delete_runs": {"last": 2**53 - 1, "created_before": "9999"},
     **{f"write_{table}": {"rows": json.dumps([{"id": 1, "status": 200} | row])} for table, row in _ROWS.items()},
     "write_runs": {"rows": json.dumps([{"id": 1} | _ROWS["runs"]])},
 }

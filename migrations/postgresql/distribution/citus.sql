@@ -7,7 +7,7 @@
 --   write for a tenant (pg_advisory_xact_lock) is the coordinator's too: it holds as long as all processes connect to that one.
 --
 -- What Citus does not do by itself, and has to be settled before this is relied on; no Citus was at hand to try it with:
---   Triggers (at most 50 tools, the counts of runs) are refused unless citus.enable_unsafe_triggers is on. Ours touch only rows of the
+--   Triggers (at most 50 tools, the counts of runs, and usage) are refused unless citus.enable_unsafe_triggers is on. Ours touch only rows of the
 --   same tenant, which stand on the same node; whether those of runs, which are for a statement and look at all of its new rows, are
 --   taken has to be seen.
 --   Row-level security reads agent_platform.tenant_id, which the service sets with set_config(…): Citus sends on to the nodes only what
@@ -28,3 +28,4 @@ select create_distributed_table('runs', 'tenant_id', colocate_with => 'tenants')
 select create_distributed_table('run_counts', 'tenant_id', colocate_with => 'tenants');
 select create_distributed_table('kept_answers', 'tenant_id', colocate_with => 'tenants');
 select create_distributed_table('audit_log', 'tenant_id', colocate_with => 'tenants');
+select create_distributed_table('usage', 'tenant_id', colocate_with => 'tenants');

@@ -1,0 +1,2 @@
+drop trigger if exists run_is_used;
+drop table if exists usage;
