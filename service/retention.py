@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 async def tenants_of(database: Database) -> list[str]:
     """The ids of all tenants."""
-    return [tenant["id"] for tenant in await Unscoped(database).many("list_tenants")]
+    return [tenant["id"] for tenant in await Unscoped(database).many("list_tenants", now=utc_now())]
 
 
 async def count(database: Database, tenant_id: str, created_before: str) -> int:

@@ -68,7 +68,7 @@ async def remove_tenant(
 
 async def _batch(view: Scope, table: str, turns: Turns) -> int:
     turns.begin()
-    count = await view.write(_write(f"delete_{table}", limit=turns.rows))
+    count = await view.write(_write(f"empty_{table}", limit=turns.rows))
     await turns.end()
     return count
 

@@ -76,7 +76,7 @@ def test_every_key_and_every_foreign_key_leads_with_the_tenant(beside: Direct, e
     assert broken(beside, engine) == []
     found = keys(beside, engine)
     assert {table for table, _ in found} == set(beside.tables())
-    assert len(foreign_keys(beside, engine)) == 10
+    assert len(foreign_keys(beside, engine)) == 11
     for table in ("api_keys", "tools", "agent_ids", "agents", "runs", "audit_log"):
         # in SQLite the row id is the primary key, and this beside it is what foreign keys go through
         assert (table, ["tenant_id", "id"]) in found

@@ -133,5 +133,5 @@ def test_every_table_is_strict(beside: Direct) -> None:
         "select name, strict from pragma_table_list where schema = 'main' and type = 'table' "
         "and name not like '%yoyo%' and name not like 'sqlite_%'"
     )
-    assert len(tables) == 10
+    assert len(tables) == 11
     assert {strict for _, strict in tables} == {1}
