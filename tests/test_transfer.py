@@ -83,6 +83,7 @@ async def all_answers(client: Client, key: Key = KEY_A) -> dict[str, Answer]:
     times = sorted(each["created_at"] for each in history["items"])
     agents = sorted({each["agent_id"] for each in history["items"]})
     lists = ["/tools", "/agents", "/runs", "/runs?status=failed", "/runs?status=completed", "/runs?model=gpt-4o"]
+    lists += ["/audit", "/audit?resource=tool", "/usage", "/usage?group_by=day", "/usage?group_by=agent"]
     lists += ["/tools?name=tool1", "/tools?agent_name=one", "/agents?name=one", "/agents?tool_name=tool1"]
     lists += [f"/runs?created_after={times[1]}", f"/runs?created_before={times[2]}&status=completed"]
     lists += [f"/runs?agent_id={agent}" for agent in agents]
