@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.__main__ import cli
 from service.workers import _ENDS
 from tests.support.command import done, status
 from tests.support.database import migrated
@@ -98,7 +97,6 @@ def test_the_unit_serves_without_demo_keys_and_has_the_time_that_a_stop_takes(tm
     assert int(setting(SERVE, "RestartPreventExitStatus")) == 2
 
 
-@pytest.mark.xfail("backup" not in cli.commands, reason="The command is still to come.", strict=True)
 def test_the_backups_of_two_weeks_are_kept(tmp_path: Path, command: Path) -> None:
     state = tmp_path / "state"
     backups = state / "backups"

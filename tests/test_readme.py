@@ -17,6 +17,7 @@ from service.__main__ import cli
 from service.storage.engines import engine_of
 from tests.benchmarks.growing import growing
 from tests.support import postgresql
+from tests.support.command import agent_platform
 from tests.support.database import migrated
 from tests.support.process import Service
 from tests.support.store import Store
@@ -51,10 +52,10 @@ def three_workers(shared_database: str) -> Iterator[Service]:
     limiter.kill()
 
 
-def shell(command: str, **environment: str) -> str:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, timeout=30, env=os.environ | environment
-    )
+def shell(command: str, folder: Path | None = None, **environment: str) -> str:
+    program = ["bash", "-euo", "pipefail", "-c", command]
+    own = os.environ | environment
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30, env=own, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -110,13 +111,51 @@ def test_the_commands_for_keys_can_be_pasted(service: Service) -> None:
     printed = ours(text, AGENT_PLATFORM_DATABASE=str(service.database))
     assert re.search(r"^mk_[0-9A-Za-z]{39}$", printed, re.MULTILINE)
     assert "Revoked the key 1" in printed
-    assert re.search(r"^acme +0 ", printed, re.MULTILINE)
+    # the one that was put in its place
+    assert re.search(r"^acme +1 +50 runs in 60 s ", printed, re.MULTILINE)
 
 
-def ours(text: str, **environment: str) -> str:
+def test_running_it_for_others_can_be_pasted_up_to_a_rotated_key(tmp_path: Path) -> None:
+    """From nothing to a tenant with a key, a dashboard, a backup that was restored, and a rotated key."""
+    walk = section("Run it for others").partition("### From nothing to a key")[2].partition("\n### ")[0]
+    begin, *texts = [match[2] for match in BLOCK.finditer(walk)]
+    migrate, serve = begin.strip().splitlines()
+    database = tmp_path / "agent-platform.db"
+
+    def pasted(text: str) -> str:
+        return ours(text, folder=tmp_path, AGENT_PLATFORM_DATABASE=str(database))
+
+    assert "Applied 0001_tenants" in pasted(f"{migrate}\n")
+    with Service(database, *serve.split()[2:]) as service:
+        printed = [pasted(text.replace("http://127.0.0.1:8000", service.origin)) for text in texts]
+    tenant, dashboard, backup, rotated = printed
+    assert "The limit of the tenant acme: 50 runs in 60 s." in tenant
+    assert '{"tenant_id":"acme","key_id":1}' in tenant
+    assert 'route="/whoami"' in dashboard
+    assert json.loads((tmp_path / "dashboard.json").read_text())["panels"]
+    assert "alert:" in (tmp_path / "alerts.yaml").read_text()
+    assert re.search(r"^acme +1 +50 runs in 60 s ", backup, re.MULTILINE)
+    assert "problem" not in backup
+    assert '{"tenant_id":"acme","key_id":2}' in rotated
+    keys = [(tmp_path / name).read_text().strip() for name in ("acme.key", "acme.new-key")]
+    assert [line.split()[1] for line in rotated.splitlines()[-2:]] == [f"{key[:9]}…" for key in keys]
+
+
+@pytest.mark.parametrize("title", ["Usage, and how long runs are kept", "A tenant leaves, or comes", "Backups"])
+def test_the_other_commands_for_a_file_can_be_pasted(title: str, tmp_path: Path) -> None:
+    database = migrated(tmp_path / "agent-platform.db")
+    assert agent_platform("tenants", "create", "acme", "--database", str(database)).returncode == 0
+    texts = [text for language, text in blocks(title) if language == "sh" and "psql" not in text and "createdb" not in text]
+    assert len(texts) == (2 if title == "Backups" else 1)
+    for text in texts:
+        ours(text, folder=tmp_path, AGENT_PLATFORM_DATABASE=str(database))
+    assert "acme" in agent_platform("tenants", "list", "--database", str(database)).stdout
+
+
+def ours(text: str, folder: Path | None = None, **environment: str) -> str:
     """Runs commands of ours as a shell that has them would."""
     text = re.sub(r"^agent-platform ", f"{sys.executable} -m service ", text, flags=re.MULTILINE)
-    return shell(text, PYTHONPATH=str(ROOT), **environment)
+    return shell(text, folder, PYTHONPATH=str(ROOT), **environment)
 
 
 def test_the_move_to_several_processes_can_be_pasted(tmp_path: Path, shared_database: str) -> None:
@@ -174,6 +213,7 @@ def commands(group: Any) -> Iterator[Any]:
 
 LATEST = "tests/benchmarks/latest"
 BENCHMARKS = {
+    "More than one machine": ["moving"],
     "How fast, and what it costs": ["table"],
     "How fast on PostgreSQL, and what it carries": ["postgresql", "growing"],
 }
