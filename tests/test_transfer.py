@@ -159,6 +159,11 @@ def without_ids(value: Any) -> Any:
     return [without_ids(each) for each in value] if isinstance(value, list) else value
 
 
+def of_no_change(answers: dict[str, Answer]) -> dict[str, Answer]:
+    """Those that a change does not alter by being noted."""
+    return {path: each for path, each in answers.items() if not path.startswith("/audit")}
+
+
 async def test_ids_that_others_have_become_new_ones_in_the_same_order(
     furnished: Client, database: Path | str, tmp_path: Path
 ) -> None:
@@ -191,7 +196,13 @@ async def test_ids_that_others_have_become_new_ones_in_the_same_order(
     new = await make_tool(furnished, "new", KEY_B)
     assert new["id"] > tools[1][-1]["id"]
     await furnished.json("DELETE", f"/tools/{new['id']}", KEY_B)
-    assert await all_answers(furnished, KEY_B) == theirs
+    assert of_no_change(await all_answers(furnished, KEY_B)) == of_no_change(theirs)
+    # what was done to a thing is found under its new id
+    for change, again in zip(
+        *[(await furnished.json("GET", "/audit", each))["items"][-5:] for each in (KEY_A, key)], strict=True
+    ):
+        assert without_ids(change["after"]) == without_ids(again["after"])
+        assert again["after"] is None or again["after"]["id"] == again["resource_id"] > change["resource_id"]
 
 
 async def test_what_was_deleted_is_gone_and_comes_back_with_its_ids(
@@ -202,6 +213,7 @@ async def test_what_was_deleted_is_gone_and_comes_back_with_its_ids(
     key = {"X-API-Key": create_key(database, "tenant_a")[0]}
     await told("export", "tenant_a", file, *at)
     before, theirs = await all_answers(furnished, key), await all_answers(furnished, KEY_B)
+    changed = (await furnished.json("GET", "/audit?limit=100", key))["items"]
     stored = tables(database)
     said = await told("delete", "tenant_a", "--confirm", "tenant_a", *at)
     assert said == (
@@ -215,7 +227,12 @@ async def test_what_was_deleted_is_gone_and_comes_back_with_its_ids(
         assert len(left[table]) < len(had)
     assert await all_answers(furnished, KEY_B) == theirs
     assert "has new ones" not in await told("import", file, "--keep-ids", *at)
-    assert await all_answers(furnished, {"X-API-Key": create_key(database, "tenant_a")[0]}) == before
+    again = {"X-API-Key": create_key(database, "tenant_a")[0]}
+    assert of_no_change(await all_answers(furnished, again)) == of_no_change(before)
+    changes = (await furnished.json("GET", "/audit?limit=100", again))["items"]
+    # the newest one is the key's
+    assert [change["resource"] for change in changes[:2]] == ["key", "key"]
+    assert [without_ids(change) for change in changes[1:]] == [without_ids(change) for change in changed]
     # and no id is given again, not even that of a tool that only a step speaks of
     assert (await make_tool(furnished, "new", KEY_B))["id"] == 12
 

@@ -63,8 +63,8 @@ on conflict (tenant_id, day, agent_id, model) do nothing;
 alter table runs force row level security;
 alter table usage force row level security;
 
--- As in 0003, and what was used with it. Nearly every statement stores one run: what groups and sorts would cost that one half as
--- much again, so it has a way of its own, and both tables together cost what one did.
+-- As in 0003, and what was used with it. Nearly every statement stores one run, and has a way of its own, without the grouping and
+-- the sorting: so both tables together cost it little more than the one did.
 create or replace function count_runs() returns trigger
 language plpgsql as $$
 declare

@@ -56,6 +56,12 @@ REASONS = (
         lambda case, problem: _kind(problem) == "conflict" and _body_has(case, "name"),
     ),
     Reason(
+        "days in the wrong order",
+        400,
+        "Not later than `to`.",
+        lambda case, problem: case.operation.path == "/usage" and _places(problem) == {"from"},
+    ),
+    Reason(
         "key ended",
         409,
         "The key no longer works, so that there is nothing to rotate.",

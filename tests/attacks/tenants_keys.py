@@ -67,6 +67,15 @@ class Keys(Base):
         ids = [each["id"] for each in answer.json()["items"]]
         assert ids == sorted(ids, reverse=True), f"{path} -> {answer}"
 
+    @rule(who=WHO)
+    def read_usage(self, who: int) -> None:
+        """As many runs were used as the model has, of all that there have been."""
+        tenant = self.tenants[who]
+        path, answer = self.call(tenant, "list_usage")
+        (used,) = answer.json()["items"]
+        failed = sum(run["status"] == "failed" for run in tenant.runs.values())
+        assert (used["runs"], used["failures"]) == (len(tenant.runs), failed), f"{path} -> {answer}"
+
     def _made(self, tenant: Tenant, operation: str, key_id: int | None, body: JSON) -> int:
         """The id of a key that is new, and the tenant's from now on. Its answer alone may hold a key."""
         headers = {"X-API-Key": next(iter(tenant.keys.values())), "Content-Type": "application/json"}

@@ -14,11 +14,11 @@ from tests.support.contract import SPEC_FILE
 
 def test_generated_requests_find_nothing(engine: str, tmp_path: Path) -> None:
     # each phase on one engine; what coverage sends depends on the spec alone, and most is refused before the engine is asked
-    last, amount = {"sqlite": ("coverage", 1_000), "postgresql": ("stateful", 100)}[engine]
+    last, amount = {"sqlite": ("coverage", 1_000), "postgresql": ("stateful", 200)}[engine]
     first = ("examples", "fuzzing", last)
     counts = attack(4, amount, tmp_path, engine, first)
     assert counts["requests"] >= amount
-    assert counts["operations"] == 27
+    assert counts["operations"] == 28
     assert counts["check_kinds"] == 15
     assert counts["checks"] > 10 * counts["requests"]
     if last == "stateful":

@@ -140,11 +140,10 @@ def by_itself(database: Path | str, folder: Path, runs: int, seconds: float, rou
     with running(OURS, database, {"AGENT_PLATFORM_KEEP_RUNS": older_than(runs)}, folder) as server:
         # a server's first requests take longer, whatever else it does
         round_of(server, 1, Seen(), key)
-        within, took = while_it_lasts(server, seconds, lambda: b"older than they are kept" in server.log.read_bytes(), key)
+        within, _ = while_it_lasts(server, seconds, lambda: b"older than they are kept" in server.log.read_bytes(), key)
         for _ in range(2 * rounds):
             round_of(server, seconds, without, key)
-    rate = Figure("runs deleted a second by the server", runs / 2 / took, None, detail=f"{runs // 2:,} in {took:.0f} s")
-    return [*figures("the server deletes", without, within), rate]
+    return figures("the server deletes", without, within)
 
 
 def sizes(file: Path) -> Figure:

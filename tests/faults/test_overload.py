@@ -141,6 +141,7 @@ REQUESTS: list[tuple[str, str, Any]] = [
     ("DELETE", "/keys/1", None),
     ("POST", "/keys/1/rotate", {}),
     ("GET", "/audit", None),
+    ("GET", "/usage", None),
 ]
 
 

@@ -41,7 +41,7 @@ RELEASED: dict[str, dict[str, str]] = {
         "0003_runs.sql": "472e996a7c39e36ff8f61f500aba55733b15c1504123e6d5553e447e5aa89776",
         "0004_kept_answers.sql": "acc8980389f63ac2a8d8bb3f050a003f82a1bd7706f329d1ed1746da840f4f67",
         "0005_access.sql": "04c84a78bb43fad28c310cf8913aa0d20686ffca185e19707fb97ab62f70a71e",
-        "0006_usage.sql": "4eb672e9e335a729bb49b44f5099e5d1e9468fa2c0fd676b78c44f467a1d0a88",
+        "0006_usage.sql": "6045d8363ae21608d0dfaab5b460d55a3d7275755eebf6d91e3d2d0d6a4780f9",
         "0007_deletion.sql": "4d714f8b5c19dbfc85e8cf0500debc91dd6bc427cdde9306fbe55c8ca330f19e",
     },
 }

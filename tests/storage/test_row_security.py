@@ -275,6 +275,26 @@ async def test_an_owner_who_is_no_superuser_serves_all_of_it_and_sees_nothing_of
     await storage.close()
 
 
+async def test_an_owner_who_is_no_superuser_counts_what_was_used_before_he_migrated(owned: str) -> None:
+    engine = engine_of(owned)
+    engine.migrate(resource("migrations"))
+    storage = await engine.open(load_queries(resource("sql"), engine.name))
+    await Unscoped(storage).write(tenant_made("a"))
+    a = Scope(storage, "a", None)
+    await plant(a, storage)
+    name = f"agent_platform_owner_{os.getpid()}"
+    span = {"first": "", "last": "9999-12-31"}
+    with direct(postgresql.url_of(name)) as server:
+        server.run("delete from usage")
+        server.run("delete from _yoyo_migration where migration_id = '0006_usage'")
+    assert await a.one("get_usage", **span) is None
+    assert engine.migrate(resource("migrations")) == ["0006_usage"]
+    used = await a.one("get_usage", **span)
+    assert used is not None
+    assert used["runs"] == 1
+    await storage.close()
+
+
 def tenant_made(name: str) -> Unit[None]:
     yield ask("create_tenant", id=name, now=utc_now())
 
