@@ -142,7 +142,7 @@ def test_what_was_acknowledged_survives_every_kill(engine: str, tmp_path: Path, 
     # with PostgreSQL, to start behind a kill is to start. Each round comes once: under these seeds there is one kill in
     # each of the first, and a load that goes on for long
     seed, rounds, kills = {
-        "sqlite": (154, ("migrations", "recovery", "start-up"), 4),
+        "sqlite": (154, ("migrations", "recovery", "start-up"), 7),
         "postgresql": (379, ("migrations", "load", "start-up"), 3),
     }[engine]
     monkeypatch.setattr(crashes, "_ROUNDS", rounds)

@@ -51,8 +51,9 @@ class Old:
         store.check()
         assert store.schema() == self.schema, f"the schema of {store.database} is another than that of a migration in peace"
         for table, columns in self.before.items():
-            # a server adds its demo tenants, which these have already
-            assert _rows(store, table, columns) == self.rows[table], f"{store.database}: {table} is not what it was"
+            # a server adds its demo tenants, which these have already, and notes what `_works` does
+            found = [row for row in _rows(store, table, columns) if table != "audit_log" or row in self.rows[table]]
+            assert found == self.rows[table], f"{store.database}: {table} is not what it was"
         assert store.rows("select count(*) from yoyo_lock") == [(0,)], f"{store.database} is locked still"
 
 
