@@ -17,10 +17,22 @@ from aiohttp import web
 from aiohttp.client_exceptions import ClientPayloadError
 from multidict import CIMultiDict
 
-from service.errors import Crash, Malformed, MethodNotAllowed, NotFound, Overloaded, Problem, RequestTimeout, TooLarge, cut
+from service.errors import (
+    Crash,
+    Malformed,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    Problem,
+    RequestTimeout,
+    TooLarge,
+    Unavailable,
+    cut,
+)
 from service.logs import AccessLog, whereabouts
 from service.metrics import METHODS, OTHER
 from service.state import STATE, State
+from service.storage.units import ForeignKeyViolation
 from service.trace import REQUEST_ID, TRACE, trace_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -188,6 +200,9 @@ def _meant(error: Exception, request_id: str) -> Problem:
             # no traceback: a full disk fails whole batches, and the log may stand on the same disk
             _log.warning("%s: %s (%r)", request_id, error.detail, error.__cause__)
         return error
+    if isinstance(error, ForeignKeyViolation):
+        # what refers to other things says what it misses; what is left is the tenant itself
+        return Unavailable("The tenant is being deleted; please try again.")
     if isinstance(error, web.HTTPException):
         return _of_http(error)
     if isinstance(error, (ConnectionError, ClientPayloadError, web.RequestPayloadError, web.PayloadAccessError)):

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from service.__main__ import cli
 from service.config import Config
 from service.resources import resource
+from service.state import STATE
 from service.storage import importing, portable, removing
 from service.storage.engines import engine_of
 from service.storage.portable import TransferError
@@ -235,6 +236,22 @@ async def test_what_was_deleted_is_gone_and_comes_back_with_its_ids(
     assert [without_ids(change) for change in changes[1:]] == [without_ids(change) for change in changed]
     # and no id is given again, not even that of a tool that only a step speaks of
     assert (await make_tool(furnished, "new", KEY_B))["id"] == 12
+
+
+async def test_what_is_under_way_for_a_tenant_that_is_gone_is_503_and_leaves_nothing(
+    client: Client, database: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removing, "_FORGOTTEN", 0.0)
+    authenticator = client.app[STATE].authenticator
+    monkeypatch.setattr(authenticator, "_memory", 60)
+    authenticator._found.clear()
+    await make_tool(client, "first")
+    await told("delete", "tenant_a", "--confirm", "tenant_a", "--database", database)
+    assert (await client.post("/tools", headers=KEY_A, json={"name": "late", "description": "d"})).status == 503
+    assert tables(database)["tools"] == []
+    # as soon as the key is looked up again
+    authenticator._found.clear()
+    assert (await client.get("/tools", headers=KEY_A)).status == 401
 
 
 @pytest.mark.parametrize("typed", ["", "TENANT_A\n"])
