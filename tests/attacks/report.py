@@ -124,9 +124,9 @@ ATTACKERS = (
             {"requests": 10_000, "operations": 28, "check_kinds": 15, "links": 40, "stateful_sequences": 300},
         ),
         postgresql=_Share(
-            2_500,
+            5_000,
             300,
-            {"requests": 2_500, "operations": 28, "check_kinds": 15, "links": 30, "stateful_sequences": 75},
+            {"requests": 5_000, "operations": 28, "check_kinds": 15, "links": 30, "stateful_sequences": 75},
         ),
     ),
     *_on_both(
