@@ -73,7 +73,8 @@ def _demo(config: Config) -> Finding:
     if not config.serves_demo:
         return ok("The demo keys are not accepted.")
     if is_loopback(config.host):
-        return ok(f"The demo keys are accepted on {config.host} alone. Behind a proxy on this machine, say --no-demo.")
+        said = "Name a proxy on this machine with --trusted-proxy, or say --no-demo."
+        return ok(f"The demo keys are accepted on {config.host} alone. {said}")
     return problem(
         f"On {config.host}, whoever reaches this machine may use the demo keys, which everybody knows.", "Say --no-demo."
     )
