@@ -38,6 +38,12 @@ def _has(case: Case, header: str) -> bool:
     return header in (case.headers or {})
 
 
+def _sent(case: Case, parameter: str) -> str:
+    """What a case has for a parameter of the path or the query: links hand on what an answer had, null included."""
+    given = {**(case.query or {}), **(case.path_parameters or {})}
+    return str(given.get(parameter))
+
+
 def _body_has(case: Case, name: str) -> bool:
     return isinstance(case.body, dict) and name in case.body
 
@@ -60,6 +66,12 @@ REASONS = (
         400,
         "Not later than `to`.",
         lambda case, problem: case.operation.path == "/usage" and _places(problem) == {"from"},
+    ),
+    Reason(
+        "key that has no id",
+        400,
+        "The tenant that the key belongs to, and the id of the key, which is null for a demo key.",
+        lambda case, problem: _places(problem) == {"key_id"} and not _sent(case, "key_id").isdecimal(),
     ),
     Reason(
         "key ended",
