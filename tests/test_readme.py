@@ -214,7 +214,7 @@ def commands(group: Any) -> Iterator[Any]:
 LATEST = "tests/benchmarks/latest"
 BENCHMARKS = {
     "More than one machine": ["moving"],
-    "How fast, and what it costs": ["table"],
+    "How fast, and what it costs": ["table", "earlier"],
     "How fast on PostgreSQL, and what it carries": ["postgresql", "growing"],
 }
 
