@@ -16,11 +16,11 @@ def proxy_network(text: str) -> Network:
     Raises ValueError for what is neither, and for all addresses at once, among which every client is.
     """
     found = ip_network(text)
-    if found.prefixlen == 0:
-        raise ValueError("A network of all addresses is no proxy's.")
     if isinstance(found, IPv6Network) and found.prefixlen >= 96:
         mapped = found.network_address.ipv4_mapped
-        return found if mapped is None else IPv4Network((mapped, found.prefixlen - 96))
+        found = found if mapped is None else IPv4Network((mapped, found.prefixlen - 96))
+    if found.prefixlen == 0:
+        raise ValueError("A network of all addresses is no proxy's.")
     return found
 
 

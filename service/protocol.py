@@ -14,7 +14,8 @@ from aiohttp.web_request import BaseRequest
 
 from service.errors import Crash, Malformed, NotFound, Problem, RequestTimeout
 from service.logs import whereabouts
-from service.problems import new_request_id, problem_response, request_id_of
+from service.metrics import OTHER
+from service.problems import ACCESS_LOG, new_request_id, problem_response, request_id_of
 from service.state import STATE
 
 # how many bytes of all answers may wait for clients that take them slowly; looked at by the watch, and before a large one
@@ -108,7 +109,7 @@ class Protocol(RequestHandler):
         if not resp.prepared and "X-Request-ID" not in resp.headers:
             problem = NotFound("There is nothing at this path.")
             resp = problem_response(problem, request.rel_url.raw_path, request_id_of(request))
-            self._note_unread(resp.status)
+            self._note_unread(resp)
         if isinstance(self._manager, Server) and (resp.content_length or 0) > _LARGE:
             self._manager.make_room()
         return await super().finish_response(request, resp, start_time)
@@ -131,17 +132,22 @@ class Protocol(RequestHandler):
         else:
             problem = Crash("The service failed; the request id finds the cause in its log.")
         if status < 500:
-            _log.info("%s: a request was refused unread (%s).", request_id, type(exc).__name__)
+            _log.debug("%s: a request was refused unread (%s).", request_id, type(exc).__name__)
         else:
             _log.error("%s: the request failed outside of the application: %s", request_id, whereabouts(exc))
         response = problem_response(problem, "", request_id)
         response.force_close()
-        self._note_unread(response.status)
+        self._note_unread(response)
         return response
 
-    def _note_unread(self, status: int) -> None:
+    def _note_unread(self, response: web.Response) -> None:
+        """Counts and logs an answer that the application knows nothing of; what was asked is the client's own."""
         if isinstance(self._manager, Server):
-            self._manager.app[STATE].metrics.requests.note_unread(status)
+            app = self._manager.app
+            app[STATE].metrics.requests.note_unread(response.status)
+            if (log := app.get(ACCESS_LOG)) is not None:
+                size, request_id = response.content_length or 0, response.headers["X-Request-ID"]
+                log.write(OTHER, OTHER, response.status, 0.0, size, None, request_id, None)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         error = kw.get("exc_info")

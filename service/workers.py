@@ -59,32 +59,39 @@ class InTurns(web.BaseSite):
         self._listen()
 
     async def stop(self) -> None:
+        """Takes those that wait already, and then is no longer one of those who listen: without them, nobody is let in."""
         await super().stop()
         asyncio.get_running_loop().remove_reader(self._socket)
+        while self._take_one():
+            pass
         if self._resumes is not None:
             self._resumes.cancel()
+        # the first process closes its own before it tells the others to stop, and never where it only replaces them
+        self._socket.close()
         if self._arriving:
             await asyncio.wait(self._arriving)
 
     def _listen(self) -> None:
         asyncio.get_running_loop().add_reader(self._socket, self._take_one)
 
-    def _take_one(self) -> None:
+    def _take_one(self) -> bool:
+        """Was there a connection to take?"""
         loop = asyncio.get_running_loop()
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             # another process was faster, or the client is gone
-            return
+            return False
         except OSError:
             # there is no room for one more file, and the socket would tell of the connection again and again
             loop.remove_reader(self._socket)
             self._resumes = loop.call_later(_PAUSE, self._listen)
-            return
+            return False
         connection.setblocking(False)
         arriving = loop.create_task(loop.connect_accepted_socket(cast("web.Server", self._runner.server), connection))
         self._arriving.add(arriving)
         arriving.add_done_callback(self._arriving.discard)
+        return True
 
 
 class WorkerRunner(Runner):

@@ -176,6 +176,9 @@ def test_nginx_waits_longer_than_the_service_and_leaves_idle_connections_sooner(
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="no host"),
         pytest.param(b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 9_000), id="a path too long"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n" % (b"x" * 9_000), id="a header too long"),
+        pytest.param(b"TRACE /tools HTTP/1.1\r\nHost: x\r\n\r\n", id="a method that it keeps to itself"),
+        pytest.param(b"POST /tools HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: foo\r\n\r\n", id="an unknown framing"),
+        pytest.param(b"GET /tools HTTP/3.0\r\nHost: x\r\n\r\n", id="an unknown version"),
     ],
 )
 def test_what_nginx_refuses_is_a_problem_too(front: Front, sent: bytes) -> None:
@@ -183,7 +186,8 @@ def test_what_nginx_refuses_is_a_problem_too(front: Front, sent: bytes) -> None:
         connection.sendall(sent)
         first, problem = receive(connection)
     assert int(first.split()[1]) == problem["status"]
-    assert problem["type"] == "urn:agent-platform:problem:malformed-request"
+    kind = "method-not-allowed" if problem["status"] == 405 else "malformed-request"
+    assert problem["type"] == f"urn:agent-platform:problem:{kind}"
     front.contract._check_schema("", front.contract.spec["components"]["schemas"]["Problem"], problem)
 
 

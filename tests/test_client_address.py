@@ -151,6 +151,12 @@ def test_a_mapped_network_is_the_network_that_is_mapped() -> None:
     assert str(proxy_network("2001:db8::/32")) == "2001:db8::/32"
 
 
+@pytest.mark.parametrize("everybody", ["0.0.0.0/0", "::/0", "::ffff:0:0/96"])
+def test_a_network_of_all_addresses_is_no_proxys(everybody: str) -> None:
+    with pytest.raises(ValueError, match="all addresses"):
+        proxy_network(everybody)
+
+
 @pytest.mark.parametrize(
     ("arguments", "variable"),
     [

@@ -5,16 +5,20 @@ import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from multidict import CIMultiDict
 
+from service.app import make_app
 from service.auth import new_key
+from service.config import Config
 from service.errors import Unavailable
 from service.execution.models import ModelRegistry
+from service.logs import AccessLog
+from service.problems import ACCESS_LOG
 from service.state import STATE
 from service.storage.queries import Query, load_queries
 from tests.conftest import KEY_A, KEY_B, Client, Serve
@@ -301,6 +305,18 @@ async def test_what_finds_no_route_bears_the_clients_own_request_id(client: Clie
     async with Wire(client) as wire:
         answer = await wire.ask(f"{line} HTTP/1.1\r\nHost: x\r\nX-Request-ID: mine\r\nConnection: close\r\n\r\n".encode())
     assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "mine"
+
+
+@pytest.mark.parametrize("line", ["OPTIONS * HTTP/1.1", "GET http://foo HTTP/1.1", "no HTTP"])
+async def test_what_finds_no_route_has_its_line_in_the_log(serve: Serve, config: Config, line: str) -> None:
+    app, written = make_app(config), StringIO()
+    app[ACCESS_LOG] = log = AccessLog(written, as_json=True)
+    async with Wire(await serve(app=app)) as wire:
+        answer = await wire.ask(f"{line}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    log.flush()
+    (noted,) = map(json.loads, written.getvalue().splitlines())
+    told = (noted["method"], noted["route"], noted["status"], noted["request_id"])
+    assert told == ("other", "other", answer.status, answer.headers["X-Request-ID"])
 
 
 @pytest.mark.parametrize("body", [b"abc", b'{"name": NaN}', b"{", b"\xff", b'{"name": "a", "name": "b"}'])

@@ -140,7 +140,8 @@ async def test_every_way_to_be_refused_leaves_nothing_in_the_log(client: Client,
         await wire.send(f"GET / {PLANTED}\r\n{PLANTED}\r\n\r\n".encode())
         assert (await wire.receive()).status == 400
     client.app[ACCESS_LOG].flush()
-    assert stream.getvalue().count("\n") == 21
+    assert stream.getvalue().count("\n") == 22
+    assert '"method":"other","route":"other","status":400' in stream.getvalue()
     assert '"method":"GET","route":"other","status":404' in stream.getvalue()
     assert '"method":"GET","route":"/tools/{tool_id}","status":400' in stream.getvalue()
     assert leaks(stream.getvalue()) == []

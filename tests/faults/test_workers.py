@@ -194,6 +194,9 @@ async def test_a_stop_lets_requests_under_way_finish_and_leaves_no_process(
         began = time.monotonic()
         group.process.terminate()
         await asyncio.sleep(1)
+        # nobody listens any more: who comes now is refused at once, and does not wait for an answer that never comes
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await session.get("/health")
         hold.unlink()
         done = await asyncio.gather(*runs)
         assert {each.status for each in done} == {200}
