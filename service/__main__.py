@@ -1,8 +1,11 @@
 """The command line. What the commands do stands in service/commands."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -22,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line. A wrong value is one line and exit code 2; what can't be done now, one line and 1."""
     _open_what_is_closed()
     try:
-        code = cli.main(arguments, prog_name="agent-platform", standalone_mode=False)
+        with _stopped_in_order():
+            code = cli.main(arguments, prog_name="agent-platform", standalone_mode=False)
+            sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         code = error.exit_code
@@ -31,7 +36,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = error.exit_code
     except click.exceptions.Abort:
         code = 130
+    except OSError as error:
+        # what the commands open, they answer for themselves
+        click.echo(f"agent-platform: Standard output can't be written: {error.strerror}.", err=True)
+        # nor can what is left of it, at the end of the process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _stopped_in_order() -> Iterator[None]:
+    """A command that is told to stop takes away what it has not finished; `serve` listens to these signals itself."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    # nohup has it ignored
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _open_what_is_closed() -> None:

@@ -1,9 +1,14 @@
 """`agent-platform backup` and `restore`: what is copied and put back, and all that is refused, with nothing changed."""
 
+import os
 import shutil
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +23,7 @@ from service.storage.sqlite import connect
 from tests.support import postgresql
 from tests.support.command import done, refusal, status
 from tests.support.database import migrated
-from tests.support.process import Service
+from tests.support.process import ROOT, Service, clean_environment
 from tests.support.storage import execute, rows
 
 TIME = "2026-01-01T00:00:00.000000Z"
@@ -199,6 +204,76 @@ def test_a_target_that_no_copy_can_stand_at_is_one_line(database: Path, tmp_path
     assert says.format(folder=tmp_path) in refusal(1, "backup", target, "--overwrite")
     assert files(tmp_path) == before
     assert not Path("/dev/null").is_file()
+
+
+def test_a_database_that_is_served_is_no_target(database: Path, tmp_path: Path) -> None:
+    with Service(tmp_path / "other.db"):
+        said = refusal(1, "backup", "other.db", "--overwrite")
+    assert "other.db is a database that is served" in said or "other.db is or was a database in use" in said
+    assert tenants(tmp_path / "other.db") == ["tenant_a", "tenant_b"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_log_that_was_left_spoils_no_copy(database: Path, killed: Path, is_there: bool) -> None:
+    if not is_there:
+        killed.unlink()
+    before = files(killed.parent)
+    said = refusal(1, "backup", str(killed), "--overwrite")
+    assert "its log agent-platform.db-wal is beside it, and would spoil the copy" in said
+    assert files(killed.parent) == before
+
+
+def test_a_file_with_a_second_name_is_no_target(copy: Path, database: Path, tmp_path: Path) -> None:
+    (tmp_path / "second.db").hardlink_to(copy)
+    assert "copy.db has a second name (a hard link)" in refusal(1, "backup", "copy.db", "--overwrite")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_backup_that_is_stopped_leaves_nothing_or_what_the_next_one_takes_away(
+    database: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    stopped = f"""
+import os, sys
+from service.__main__ import main
+from service.storage import backups
+backups.contents_of = lambda *_, **__: os.kill(os.getpid(), {int(number)})
+main(["backup", "stopped.db"])
+"""
+    before = files(tmp_path)
+    code = subprocess.run(
+        [sys.executable, "-c", stopped], env=clean_environment(PYTHONPATH=str(ROOT)), check=False
+    ).returncode
+    assert code == (128 + number if number is not signal.SIGKILL else -number)
+    left = files(tmp_path).keys() - before.keys()
+    assert all(name.startswith(".agent-platform-") for name in left)
+    assert bool(left) is (number is signal.SIGKILL)
+    with backups._unfinished(tmp_path / "beside.db"):
+        # what is being made at this moment stays
+        done("backup", "whole.db")
+        assert len(list(tmp_path.glob(".agent-platform-*.part"))) == 1
+    assert files(tmp_path).keys() - before.keys() == {"whole.db"}
+
+
+def test_what_root_restores_is_the_owners(
+    copy: Path, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda file, *who: owners.append((file.name, *who)))
+    engine_of(database).restore(copy, FOLDER, QUERIES, replace=True)
+    found = database.stat()
+    assert set(owners) >= {(f"agent-platform.db{each}", found.st_uid, found.st_gid) for each in ("", "-server", "-writer")}
+
+
+def test_two_restores_of_one_second_keep_both(copy: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Now(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return datetime(2026, 1, 1, tzinfo=UTC)
+
+    monkeypatch.setattr(backups, "datetime", Now)
+    kept = [engine_of(database).restore(copy, FOLDER, QUERIES, replace=True).kept for _ in range(3)]
+    assert [each.name for each in kept if each] == [f"{KEPT}20260101T000000Z{more}" for more in ("", "-2", "-3")]
 
 
 def test_a_folder_is_no_target_and_no_backup(database: Path) -> None:

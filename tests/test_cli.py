@@ -75,6 +75,20 @@ def test_the_version_and_the_help_are_told() -> None:
     assert "AGENT_PLATFORM_RATE_LIMIT" in done("serve", "--help")
 
 
+@pytest.mark.parametrize(("device", "code"), [("/dev/full", 1), (None, 1)], ids=["full", "nobody reads"])
+def test_output_that_can_not_be_written_is_one_line_at_the_most(device: str | None, code: int) -> None:
+    command = [*COMMAND, "monitoring", "dashboard"]
+    if device is None:
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open(device, os.O_WRONLY)
+    ended = subprocess.run(command, env=clean_environment(), stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    said = "" if device is None else "agent-platform: Standard output can't be written: No space left on device.\n"
+    assert (ended.returncode, ended.stderr) == (code, said)
+
+
 @pytest.mark.parametrize(
     "group", [(), ("tenants",), ("keys",), ("runs",), ("monitoring",)], ids=lambda group: " ".join(group) or "no command"
 )
@@ -113,6 +127,7 @@ WRONG = {
     "a folder that is not there": (["migrate", "--database", "nowhere/x.db"], "nowhere' does not exist"),
     "a folder for a file": (["serve", "--database", "."], "is no file"),
     "a database in memory": (["serve", "--database", ":memory:"], "is a file"),
+    "a server without a database": (["migrate", "--database", "postgresql://"], "it names no database"),
     "a database without a name": (["migrate", "--database", ""], "'--database'"),
     "a home that is nobody's": (["migrate", "--database", "~nobody-at-all/x.db"], "'--database'"),
     "a file name too long": (["migrate", "--database", "x" * 300], "'--database'"),
@@ -271,7 +286,7 @@ def test_a_second_server_on_the_same_file_is_refused(service: Service, tmp_path:
     link.symlink_to(service.database)
     for command, name in (("serve", service.database), ("serve", link), ("migrate", service.database)):
         assert refusal(1, command, AGENT_PLATFORM_DATABASE=str(name), AGENT_PLATFORM_PORT="0") == (
-            f"The database {service.database} is in use by another server. "
+            f"The database {service.database} is in use by another server, or by a command that changes it. "
             "One process serves one file: stop the other one, or choose another --database."
         )
     assert status(service.origin, "/ready") == 200

@@ -18,7 +18,7 @@ from service.storage.queries import load_queries
 from service.storage.scope import Database
 from tests.conftest import KEY_A, KEY_B, Serve
 from tests.support import postgresql
-from tests.support.command import agent_platform
+from tests.support.command import agent_platform, refusal
 from tests.support.database import migrated
 from tests.support.http import make_agent, make_tool, run
 from tests.support.process import clean_environment
@@ -240,6 +240,17 @@ async def test_what_can_not_be_moved_is_one_line(furnished: Path | str, tmp_path
         assert done.returncode != 0
         assert done.stderr.strip().count("\n") == 0, done.stderr
         assert said in done.stderr
+
+
+def test_a_database_is_not_moved_to_itself(database: Path | str, tmp_path: Path) -> None:
+    if isinstance(database, Path):
+        (tmp_path / "other").symlink_to(database)
+        other = str(tmp_path / "other")
+    else:
+        other = f"{database}?application_name=other"
+    for more in ((), ("--resume",)):
+        said = refusal(1, "copy", "--from", str(database), "--to", other, *more)
+        assert said == "--from and --to are the same database."
 
 
 def test_a_move_whose_target_can_not_be_opened_ends_with_one_line(tmp_path: Path) -> None:

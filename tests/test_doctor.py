@@ -13,7 +13,9 @@ import pytest
 
 from service.commands import doctor
 from service.config import Config
+from service.resources import resource
 from service.storage import examination, postgresql_examination
+from service.storage.migrations import MigrationError
 from tests.support import postgresql
 from tests.support.command import agent_platform, done, refusal, status
 from tests.support.database import migrated
@@ -164,6 +166,23 @@ def test_what_can_not_be_looked_at_is_one_line(tmp_path: Path) -> None:
     assert {each.name for each in tmp_path.iterdir()} == {"letter.db", "notes.db"}
 
 
+def test_who_may_not_write_the_database_is_told_so_first(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        error = sqlite3.OperationalError("attempt to write a readonly database")
+        error.sqlite_errorcode = sqlite3.SQLITE_READONLY_DIRECTORY
+        raise error
+
+    # who may do everything is refused nothing
+    monkeypatch.setattr(examination.os, "access", lambda path, how: path != file)
+    monkeypatch.setattr("service.storage.migrations.connect", refused)
+    found = examination.examine(file, resource("migrations"), {})
+    assert next(found) == examination.problem(
+        f"This user may not write {file}.", "Run this, and the service, as the database's owner."
+    )
+    with pytest.raises(MigrationError, match=r"can't be opened \(attempt to write a readonly database\): this user may not"):
+        next(found)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
@@ -175,7 +194,12 @@ def test_what_can_not_be_looked_at_is_one_line(tmp_path: Path) -> None:
             0,
             ["warning  The shared limiter does not answer (Error 111"],
         ),
-        (("--workers", "2"), 1, ["problem  2 workers want a database and a limiter that processes can share"]),
+        (("--workers", "2"), 1, ["problem  Together these options are not served: more than one worker wants a database"]),
+        (
+            ("--port", "8123", "--metrics-port", "8123"),
+            1,
+            ["problem  Together these options are not served: --metrics-port"],
+        ),
         (("--concurrency", "100000000"), 2, []),
     ],
 )
@@ -252,10 +276,64 @@ def test_a_table_without_forced_row_level_security_is_a_problem(beside_shared: s
     )
 
 
+@pytest.mark.parametrize(
+    ("broken", "mended", "says"),
+    [
+        (
+            "create policy leak on tools to agent_platform_tenant using (true)",
+            "drop policy leak on tools",
+            "problem  Which rows each role sees is not as this version has it: leak on tools. Run: {mended}",
+        ),
+        (
+            "drop policy its_own on tools",
+            "create policy its_own on tools to agent_platform_tenant "
+            "using ((tenant_id = current_setting('agent_platform.tenant_id'::text, true)))",
+            "problem  Which rows each role sees is not as this version has it: its_own on tools. Run: {mended}",
+        ),
+        (
+            "drop policy noted on audit_log",
+            "create policy noted on audit_log for insert to agent_platform_operator with check (true)",
+            "problem  Which rows each role sees is not as this version has it: noted on audit_log. Run: {mended}",
+        ),
+        (
+            "revoke select, update on tools from agent_platform_tenant",
+            "grant select on tools to agent_platform_tenant; grant update on tools to agent_platform_tenant",
+            "problem  The roles lack rights, as after a restore without them: agent_platform_tenant tools select, "
+            "agent_platform_tenant tools update. Run: {mended}",
+        ),
+    ],
+    ids=("a policy more", "a policy less", "nothing can be noted", "no rights"),
+)
+def test_what_the_roles_see_and_may_do_is_told_where_it_has_changed(
+    shared_database: str, broken: str, mended: str, says: str
+) -> None:
+    execute(shared_database, broken)
+    try:
+        ended = examined(shared_database)
+    finally:
+        for statement in mended.split("; "):
+            execute(shared_database, statement)
+    assert ended == (1, [says.format(mended=mended)])
+    assert examined(shared_database) == (0, [])
+
+
+def test_a_limit_of_connections_that_is_too_small_is_a_problem(shared_database: str) -> None:
+    name = shared_database.rpartition("/")[2]
+    execute(shared_database, f'alter database "{name}" connection limit 5')
+    try:
+        code, (said,) = examined(shared_database)
+    finally:
+        execute(shared_database, f'alter database "{name}" connection limit -1')
+    assert code == 1
+    assert re.match(
+        r"problem  1 worker may want 9 connections, and there are \d+, of which this .* may have 5\. Raise it", said
+    )
+
+
 def test_more_workers_than_connections_are_a_problem(shared_database: str, store: str) -> None:
     code, (said,) = examined(shared_database, "--workers", "900", "--limiter", store)
     assert code == 1
-    assert re.match(r"problem  900 workers may want 7200 connections, and there are \d+\. Raise max_connections", said)
+    assert re.match(r"problem  900 workers may want 7201 connections, and there are \d+\. Raise max_connections", said)
 
 
 def test_two_clocks_that_differ_are_told(shared_database: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +18,7 @@ from service.config import Config
 from service.errors import Unavailable
 from service.resources import resource
 from service.storage.engines import engine_of
+from service.storage.migrations import MigrationError
 from service.storage.queries import load_queries
 from service.times import utc_now
 from tests.conftest import KEY_A, KEY_B, Client, Serve
@@ -137,6 +139,31 @@ def test_the_space_is_used_again_and_given_back_while_no_server_runs(furnished: 
     assert furnished.stat().st_size < large / 2
     assert rows(furnished, "pragma freelist_count") == [(0,)]
     assert rows(furnished, "pragma integrity_check") == [("ok",)]
+
+
+@pytest.mark.embedded
+def test_what_was_deleted_is_told_where_its_space_can_not_be_given_back(
+    furnished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MigrationError("The disk is full.")
+
+    monkeypatch.setattr("service.storage.migrations.compact", full)
+    ended = CliRunner().invoke(cli, ["runs", "prune", "--older-than", "1d", "--vacuum", "--database", str(furnished)])
+    assert ended.exit_code == 1
+    assert "Deleted 37 runs created before " in ended.stdout
+    assert ended.stderr.endswith("Error: The disk is full.\n")
+
+
+def test_what_was_deleted_is_told_where_it_is_interrupted(furnished: Path | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stopped(*arguments: Any) -> int:
+        arguments[-1](5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("service.commands.runs.prune", stopped)
+    ended = CliRunner().invoke(cli, ["runs", "prune", "--older-than", "1d", "--database", str(furnished)])
+    assert ended.exit_code == 1
+    assert re.fullmatch(r"Deleted 5 runs created before \S+, and not all of them\.\n", ended.stdout)
 
 
 def test_a_server_that_runs_goes_on_and_tells_of_what_is_left(furnished: Path | str) -> None:

@@ -425,6 +425,8 @@ async def test_an_import_that_is_interrupted_leaves_nothing(
     at = ("--database", str(elsewhere))
     assert "its import has not ended" in await told("list", *at)
     assert "has not ended" in refusal(1, "tenants", "export", "tenant_a", str(tmp_path / "b.jsonl"), *at)
+    for command in ("create", "list"):
+        assert "has not ended" in refusal(1, "keys", command, "--tenant", "tenant_a", *at)
     assert "An earlier import" in refusal(1, "tenants", "import", str(path), *at)
     assert "Deleted the tenant tenant_a" in await told("delete", "tenant_a", "--confirm", "tenant_a", *at)
     assert tables(elsewhere) == before

@@ -12,6 +12,7 @@ import click
 
 from service.resources import resource
 from service.storage.engines import engine_of
+from service.storage.importing import UNFINISHED
 from service.storage.migrations import MigrationError
 from service.storage.queries import load_queries
 from service.storage.scope import Database, Scope, Unscoped
@@ -48,11 +49,13 @@ def run_unit(database: Path | str, unit: Callable[[], Unit[T]]) -> T:
 
 
 def run_for_tenant(database: Path | str, tenant: str, unit: Callable[[], Unit[T]]) -> T:
-    """The same for a unit of a tenant, which must be there; the audit log will say that the operator did it."""
+    """The same for a unit of a tenant, which must be there whole; the audit log will say that the operator did it."""
 
     async def for_tenant(storage: Database) -> T:
-        if not await Unscoped(storage).value("tenant_exists", id=tenant):
+        if (found := await Unscoped(storage).one("get_tenant", id=tenant)) is None:
             raise no_such_tenant(tenant)
+        if found["created_at"] == UNFINISHED:
+            raise Failed(f"The import of the tenant {tenant} has not ended.")
         return await Scope(storage, tenant, None, is_operator=True).write(unit())
 
     return run_on(database, for_tenant)
@@ -81,6 +84,9 @@ def clear_errors() -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:
+        # nobody reads the output any more
+        raise
     except (MigrationError, OSError) as error:
         raise Failed(str(error)) from error
     except Unavailable as error:

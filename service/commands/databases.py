@@ -59,6 +59,8 @@ def copy(source: Path | str, target: Path | str, resume: bool) -> None:
     with clear_errors():
         # before it is held, which would make a file that is missing
         one.check(resource("migrations"))
+        if one.is_same(other):
+            raise Failed("--from and --to are the same database.")
         with one.held(), other.held():
             other.migrate(resource("migrations"))
             try:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from service.commands import clear_errors
+from service.commands.serving import why_not
 from service.config import Config, is_loopback, serve_options
 from service.errors import Unavailable
 from service.limiter import Limit
@@ -52,11 +53,8 @@ def doctor(context: click.Context, /, form: str, **options: Any) -> None:
 def _findings(config: Config) -> Iterator[Finding]:
     engine = engine_of(config.database)
     yield from engine.examine(resource("migrations"), load_queries(resource("sql"), engine.name), workers=config.workers)
-    if config.workers > 1 and not (engine.is_shared and config.limiter != Config.limiter):
-        yield problem(
-            f"{config.workers} workers want a database and a limiter that processes can share, and are not served.",
-            "Say --database postgresql://… and --limiter redis://…",
-        )
+    if (refusal := why_not(config)) is not None:
+        yield problem(f"Together these options are not served: {refusal}", "Change one of them.")
     yield _clock(datetime.now(UTC))
     yield _demo(config)
     yield _files(config, limits.getrlimit(limits.RLIMIT_NOFILE)[1])

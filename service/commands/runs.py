@@ -40,7 +40,7 @@ def prune_runs(older_than: timedelta, tenant: str | None, dry_run: bool, vacuum:
     engine = engine_of(database)
     if vacuum and engine.why_not_compact is not None:
         raise click.UsageError(engine.why_not_compact)
-    before = utc_now(-older_than)
+    before, total = utc_now(-older_than), 0
 
     async def all_of_it() -> list[tuple[str, int]]:
         storage = await engine.open(load_queries(resource("sql"), engine.name), for_long_queries=True)
@@ -52,16 +52,27 @@ def prune_runs(older_than: timedelta, tenant: str | None, dry_run: bool, vacuum:
             if dry_run:
                 return found
             with click.progressbar(length=sum(runs for _, runs in found), label="Deleting", file=sys.stderr) as bar:
-                return [(each, await prune(storage, [each], before, bar.update)) for each in chosen]
+
+                def gone(runs: int) -> None:
+                    nonlocal total
+                    total += runs
+                    bar.update(runs)
+
+                return [(each, await prune(storage, [each], before, gone)) for each in chosen]
         finally:
             await storage.close()
 
     with clear_errors():
         engine.check(resource("migrations"))
         with engine.held() if vacuum and not dry_run else nullcontext():
-            done = asyncio.run(all_of_it())
+            try:
+                done = asyncio.run(all_of_it())
+            except BaseException:
+                if total:
+                    click.echo(f"Deleted {total} runs created before {before}, and not all of them.")
+                raise
+            print_table(("TENANT", "RUNS"), done)
+            total = sum(runs for _, runs in done)
+            click.echo(f"{'Would delete' if dry_run else 'Deleted'} {total} runs created before {before}.")
             if vacuum and not dry_run:
                 engine.compact()
-    print_table(("TENANT", "RUNS"), done)
-    total = sum(runs for _, runs in done)
-    click.echo(f"{'Would delete' if dry_run else 'Deleted'} {total} runs created before {before}.")

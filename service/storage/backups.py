@@ -5,6 +5,7 @@ what is committed after it has begun, and the log grows by that meanwhile. A fil
 on disk, and not before.
 """
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -14,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
-from service.storage.lock import Locked, writer_lock
+from service.storage.lock import Locked, server_lock, writer_lock
 from service.storage.migrations import check, judge, known_migrations, tables_and_migrations
 from service.storage.queries import Query
 from service.storage.sqlite import connect
@@ -27,6 +29,8 @@ _STEP = 1_000
 # what SQLite keeps beside a file, and what the service does
 _LOGS = ("-wal", "-journal")
 _COMPANIONS = ("", *_LOGS, "-shm", "-server", "-writer")
+# what is not whole yet: its name begins and ends so
+_PART = (".agent-platform-", ".part")
 
 Progress = Callable[[int, int], None]
 
@@ -77,6 +81,7 @@ def back_up(
             raise BackupError(f"The database {database} can't be copied to {file}: {error}.") from None
         contents = contents_of(part, folder, queries, name=f"The copy of {database}, which was not kept,")
         _flush(part)
+        _refuse_used(file)
         os.replace(part, file)
         _flush(file.parent)
     return contents
@@ -112,6 +117,7 @@ def put_back(database: Path, file: Path, *, replace: bool) -> Path | None:
                 # the old log must never be beside the new file: SQLite would take it for this one's
                 _beside(database, suffix).unlink(missing_ok=True)
             os.replace(part, database)
+            _hand_over(database, database.parent if empty else kept)
             _flush(database.parent)
     return kept
 
@@ -175,15 +181,36 @@ def _refuse(database: Path, file: Path, overwrite: bool) -> None:
     if not file.parent.is_dir():
         raise BackupError(f"The folder {file.parent} does not exist.")
     try:
-        mode = file.stat().st_mode
+        found = file.stat()
     except FileNotFoundError:
+        _refuse_used(file)
         return
     except OSError as error:
         raise _unwritten(file, error) from None
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(found.st_mode):
         raise BackupError(f"{file} is no file.")
     if not overwrite:
         raise BackupError(f"{file} is there already; choose another name, or say --overwrite.")
+    if found.st_nlink > 1:
+        raise BackupError(f"{file} has a second name (a hard link), which would keep what is there; choose another name.")
+    _refuse_used(file)
+
+
+def _refuse_used(file: Path) -> None:
+    """Raises BackupError for a target that is served, or whose log is there, which SQLite would take for the copy's."""
+    for suffix in _LOGS:
+        log = _beside(file, suffix)
+        if log.exists() and log.stat().st_size:
+            raise BackupError(
+                f"{file} is or was a database in use: its log {log.name} is beside it, and would spoil the copy; "
+                "choose another name."
+            )
+    if _beside(file, "-server").exists():
+        with closing(server_lock(file)) as lock:
+            try:
+                lock.acquire()
+            except Locked:
+                raise BackupError(f"{file} is a database that is served; choose another name.") from None
 
 
 def _is_empty(database: Path) -> bool:
@@ -210,6 +237,11 @@ def _keep(database: Path) -> Path:
         _put_log_away(database)
     moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     kept = database.with_name(f"{database.name}.before-restore-{moment}")
+    for number in count(2):
+        if not any(_beside(kept, suffix).exists() for suffix in ("", *_LOGS)):
+            break
+        # of the same second
+        kept = database.with_name(f"{database.name}.before-restore-{moment}-{number}")
     named: list[Path] = []
     try:
         for suffix in ("", *_LOGS):
@@ -237,6 +269,15 @@ def _put_log_away(database: Path) -> None:
         connection.execute("pragma wal_checkpoint(truncate)")
 
 
+def _hand_over(database: Path, like: Path | None) -> None:
+    """Gives what root has put there to the one who has `like`: he serves it."""
+    if os.geteuid() == 0 and like is not None:
+        owner = like.stat()
+        for suffix in _COMPANIONS:
+            if (file := _beside(database, suffix)).exists():
+                os.chown(file, owner.st_uid, owner.st_gid)
+
+
 def _counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
@@ -257,19 +298,40 @@ def _beside(file: Path, suffix: str) -> Path:
 def _unfinished(file: Path) -> Iterator[Path]:
     """An empty file in the same folder, for its owner's eyes; it is gone behind the block, but for one with a new name.
 
-    What the system refuses about it is raised as BackupError.
+    What the system refuses about it is raised as BackupError. Those go, too, that others have left who were killed.
     """
+    begins, ends = _PART
     try:
-        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".agent-platform-", suffix=".part")
-        os.close(descriptor)
+        for old in file.parent.glob(f"{begins}*{ends}"):
+            _sweep(old)
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=begins, suffix=ends)
         part = Path(name)
         try:
+            # whoever is killed lets go of it
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield part
         finally:
-            for suffix in ("", *_LOGS, "-shm"):
-                _beside(part, suffix).unlink(missing_ok=True)
+            _remove(part)
+            os.close(descriptor)
     except OSError as error:
         raise _unwritten(file, error) from None
+
+
+def _sweep(part: Path) -> None:
+    """Removes what nobody finishes any more."""
+    # another one's, or one that is just being finished, stays
+    with suppress(OSError):
+        descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(part)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(part: Path) -> None:
+    for suffix in ("", *_LOGS, "-shm"):
+        _beside(part, suffix).unlink(missing_ok=True)
 
 
 def _unwritten(file: Path, error: OSError) -> BackupError:

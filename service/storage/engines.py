@@ -81,6 +81,10 @@ class Engine(ABC):
         Raises Unavailable where nobody can tell.
         """
 
+    @abstractmethod
+    def is_same(self, other: "Engine") -> bool:
+        """Are both the same database, however each is named? Raises MigrationError where one can't be reached."""
+
     def compact(self) -> None:
         """Gives the space of all that was deleted back to the disk, while the database is held. Raises MigrationError."""
         raise NotImplementedError(self.why_not_compact)
@@ -146,6 +150,9 @@ class Embedded(Engine):
     async def turn(self) -> AsyncIterator[bool]:
         # one process serves a file
         yield True
+
+    def is_same(self, other: Engine) -> bool:
+        return isinstance(other, Embedded) and other.path.exists() and self.path.samefile(other.path)
 
     def compact(self) -> None:
         migrations.compact(self.path)
@@ -217,6 +224,13 @@ class Postgresql(Engine):
         async with turn(self.url) as is_ours:
             yield is_ours
 
+    def is_same(self, other: Engine) -> bool:
+        if not isinstance(other, Postgresql):
+            return False
+        from service.storage import postgresql_migrations
+
+        return postgresql_migrations.is_same(self.url, other.url)
+
     def __str__(self) -> str:
         from service.storage.postgresql_migrations import shown
 
@@ -240,6 +254,9 @@ def is_url(database: str) -> bool:
     except (ProgrammingError, ValueError):
         # it is not repeated, for it may hold a password
         raise ValueError("it is no URL as in postgresql://USER:PASSWORD@HOST:PORT/DATABASE.") from None
+    if not facts.get("dbname"):
+        # else it would be the one that is called like the user
+        raise ValueError("it names no database, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE does.")
     if unknown := sorted(facts.keys() - _SETTINGS):
         raise ValueError(f"the setting {unknown[0]} can't be given in the URL.")
     return True

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from service.storage.backups import faults
-from service.storage.migrations import judge, known_migrations, look
+from service.storage.migrations import MigrationError, judge, known_migrations, look
 from service.storage.queries import Query
 from service.storage.sqlite import connect
 from service.times import utc_now
@@ -51,7 +51,12 @@ def examine(database: Path, folder: Path, queries: Mapping[str, Query]) -> Itera
 
     Raises MigrationError for one that is missing, no database, or another program's.
     """
-    tables, applied = look(database)
+    try:
+        tables, applied = look(database)
+    except MigrationError:
+        # that may be why
+        yield from _rights(database)
+        raise
     yield migrations(str(database), tables, applied, known_migrations(folder))
     yield _sqlite(sqlite3.sqlite_version_info)
     with closing(connect(database)) as connection:
@@ -61,6 +66,7 @@ def examine(database: Path, folder: Path, queries: Mapping[str, Query]) -> Itera
         if "run_counts" in tables:
             yield _times(connection, queries)
     yield from _access(database)
+    yield from _rights(database)
     yield _space(database, shutil.disk_usage(database.parent).free)
 
 
@@ -123,22 +129,28 @@ def _times(connection: sqlite3.Connection, queries: Mapping[str, Query]) -> Find
     return ok(f"The newest run is of {newest}." if newest else "There is no run yet.")
 
 
-def _access(database: Path) -> Iterator[Finding]:
+def _files(database: Path) -> list[Path]:
     files = [database.with_name(database.name + suffix) for suffix in ("", "-wal", "-shm", "-server", "-writer")]
-    there = [file for file in files if file.exists()]
-    if opened := [str(file) for file in there if stat.S_IMODE(file.stat().st_mode) & 0o077]:
+    return [file for file in files if file.exists()]
+
+
+def _access(database: Path) -> Iterator[Finding]:
+    if opened := [str(file) for file in _files(database) if stat.S_IMODE(file.stat().st_mode) & 0o077]:
         yield problem(
             "Others than its owner may open the database, which holds prompts and the hashes of keys.",
             f"Run: chmod 600 {shlex.join(opened)}",
         )
     else:
         yield ok("Nobody but its owner may open the database.")
-    if locked := [path for path in (database.parent, *there) if not os.access(path, os.R_OK | os.W_OK)]:
+    if database.stat().st_nlink > 1:
+        yield problem("The database has a second name (a hard link), and is not served.", "Remove one of them.")
+
+
+def _rights(database: Path) -> Iterator[Finding]:
+    if locked := [path for path in (database.parent, *_files(database)) if not os.access(path, os.R_OK | os.W_OK)]:
         yield problem(
             f"This user may not write {', '.join(map(str, locked))}.", "Run this, and the service, as the database's owner."
         )
-    if database.stat().st_nlink > 1:
-        yield problem("The database has a second name (a hard link), and is not served.", "Remove one of them.")
 
 
 def _space(database: Path, free: int) -> Finding:

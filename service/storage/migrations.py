@@ -12,6 +12,11 @@ from uuid import uuid4
 from service.storage.lock import FileLock, Locked, server_lock, writer_lock
 from service.storage.sqlite import connect
 
+# what SQLite says of a user's rights and of the disk, and not of what stands in the file
+_NOT_THE_FILES = (
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+)
+
 
 class MigrationError(Exception):
     """A database that can't be used as it is; the sentence says why and what helps."""
@@ -39,7 +44,7 @@ def hold(database: Path) -> FileLock:
     except Locked:
         lock.close()
         raise DatabaseInUse(
-            f"The database {database} is in use by another server. "
+            f"The database {database} is in use by another server, or by a command that changes it. "
             "One process serves one file: stop the other one, or choose another --database."
         ) from None
     except OSError as error:
@@ -91,6 +96,11 @@ def look(database: Path) -> tuple[set[str], set[str]]:
         with closing(connect(database)) as connection:
             return tables_and_migrations(connection)
     except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_THE_FILES:
+            raise MigrationError(
+                f"The database {database} can't be opened ({error}): this user may not write it and its folder, or the disk "
+                "is full or can only be read."
+            ) from None
         raise MigrationError(f"{database} can't be read as a database: {error}.") from None
 
 

@@ -25,7 +25,8 @@ where name in (
 """
 _OTHERS = """
 select count(*) from pg_stat_activity
-where backend_type = 'client backend' and pid <> pg_backend_pid() and application_name <> 'agent-platform'
+where backend_type = 'client backend' and pid <> pg_backend_pid()
+    and not (application_name = 'agent-platform' and datname is not distinct from current_database())
 """
 _ROLES = """
 select
@@ -39,6 +40,54 @@ select relname from pg_class
 where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p') and relname not like '%yoyo%'
     and not (relrowsecurity and relforcerowsecurity)
 order by relname
+"""
+# which rows each role sees of each table; what is granted beyond that opens nothing, and what is missing shuts everybody out
+_POLICIES = """
+select tablename, policyname, roles::text, coalesce(qual, with_check) from pg_policies
+where schemaname = current_schema() and permissive = 'PERMISSIVE'
+"""
+_TENANTS_OWN = "(%s = current_setting('agent_platform.tenant_id'::text, true))"
+_TENANTS_TABLES = (
+    *("agent_ids", "agent_tools", "agents", "api_keys", "audit_log", "kept_answers", "run_counts", "runs", "tools", "usage"),
+)
+_EXPECTED = {
+    *((table, "its_own", "{agent_platform_tenant}", _TENANTS_OWN % "tenant_id") for table in _TENANTS_TABLES),
+    ("tenants", "its_own", "{agent_platform_tenant}", _TENANTS_OWN % "id"),
+    ("tenants", "all_of_them", "{agent_platform_operator}", "true"),
+    ("api_keys", "all_of_them", "{agent_platform_operator}", "true"),
+    ("audit_log", "noted", "{agent_platform_operator}", "true"),
+}
+# what each role must be able to do with the tables that it asks; the last one needs it for /ready
+_RIGHTS = """
+select wanted.role, wanted.relation, wanted.privilege
+from (
+    select 'agent_platform_tenant' as role, relation, privilege
+    from unnest(%(tables)s::text[]) as relation
+    cross join unnest(array['select', 'insert', 'delete']) as privilege
+    where (relation, privilege) <> ('api_keys', 'delete')
+    union all
+    select 'agent_platform_tenant', relation, 'update'
+    from unnest(array['agents', 'kept_answers', 'run_counts', 'tools', 'usage']) as relation
+    union all
+    select 'agent_platform_tenant', relation, 'select' from unnest(array['agent_details', 'tenants']) as relation
+    union all
+    select 'agent_platform_operator', relation, privilege
+    from unnest(array['api_keys', 'tenants']) as relation
+    cross join unnest(array['select', 'insert', 'update', 'delete']) as privilege
+    union all
+    values ('agent_platform_operator', 'audit_log', 'insert'), ('agent_platform_operator', '_yoyo_migration', 'select')
+) as wanted
+where to_regclass(wanted.relation) is not null and exists (select 1 from pg_roles where rolname = wanted.role)
+    and not has_table_privilege(wanted.role, wanted.relation, wanted.privilege)
+order by 1, 2, 3
+"""
+# the smallest of the limits of connections that are set, for the user and for the database
+_LIMITS = """
+select min(most) from (
+    select rolconnlimit as most from pg_roles where rolname = current_user
+    union all select datconnlimit from pg_database where datname = current_database()
+) as limits
+where most >= 0
 """
 _INVALID = """
 select 'the index ' || indexrelid::regclass from pg_index
@@ -68,7 +117,8 @@ def examine(url: str, folder: Path, workers: int) -> Iterator[Finding]:
         yield _room(connection, settings, workers)
         yield from _roles(connection)
         if tables:
-            yield _row_security(connection)
+            yield _rights(connection)
+            yield _row_security(connection, tables)
             yield _validity(connection)
 
 
@@ -98,10 +148,17 @@ def _durability(settings: dict[str, str]) -> Finding:
 
 def _room(connection: Connection, settings: dict[str, str], workers: int) -> Finding:
     reserved = int(settings["superuser_reserved_connections"]) + int(settings.get("reserved_connections", 0))
-    room, needed = int(settings["max_connections"]) - reserved, workers * _CONNECTIONS
+    # one more of all of them has the turn to delete old runs
+    room, needed = int(settings["max_connections"]) - reserved, workers * _CONNECTIONS + 1
     row = connection.execute(_OTHERS).fetchone()
     others = 0 if row is None else row[0]
     said = f"{workers} worker{'s' * (workers > 1)} may want {needed} connections, and there are {room}"
+    limit = connection.execute(_LIMITS).fetchone()
+    if limit is not None and limit[0] is not None and limit[0] < needed:
+        return problem(
+            f"{said}, of which this user or this database may have {limit[0]}.",
+            "Raise it (`alter database … connection limit`, `alter role … connection limit`), or take fewer --workers.",
+        )
     if needed > room:
         return problem(f"{said}.", "Raise max_connections, or take fewer --workers.")
     if needed > room - others:
@@ -137,13 +194,38 @@ def _roles(connection: Connection) -> Iterator[Finding]:
         )
 
 
-def _row_security(connection: Connection) -> Finding:
+def _rights(connection: Connection) -> Finding:
+    missing = connection.execute(_RIGHTS, {"tables": list(_TENANTS_TABLES)}).fetchall()
+    if not missing:
+        return ok("Both roles have their rights.")
+    return problem(
+        f"The roles lack rights, as after a restore without them: {', '.join(' '.join(each) for each in missing)}.",
+        f"Run: {'; '.join(f'grant {privilege} on {relation} to {role}' for role, relation, privilege in missing)}",
+    )
+
+
+def _row_security(connection: Connection, tables: set[str]) -> Finding:
     if found := [name for (name,) in connection.execute(_UNPROTECTED.encode())]:
         return problem(
             f"Row-level security is not forced on {', '.join(found)}.",
             f"Run: {'; '.join(f'alter table {name} enable row level security, force row level security' for name in found)}",
         )
-    return ok("Row-level security is forced on every table.")
+    there = set(connection.execute(_POLICIES).fetchall())
+    wanted = {each for each in _EXPECTED if each[0] in tables}
+    if there != wanted:
+        named = ", ".join(sorted({f"{name} on {table}" for table, name, *_ in there ^ wanted}))
+        drops = [f"drop policy {name} on {table}" for table, name, *_ in sorted(there - wanted)]
+        return problem(
+            f"Which rows each role sees is not as this version has it: {named}.",
+            f"Run: {'; '.join([*drops, *map(_created, sorted(wanted - there))])}",
+        )
+    return ok("Row-level security is forced on every table, and its policies are those of this version.")
+
+
+def _created(policy: tuple[str, str, str, str]) -> str:
+    table, name, roles, seen = policy
+    how = f"for insert to {roles[1:-1]} with check" if name == "noted" else f"to {roles[1:-1]} using"
+    return f"create policy {name} on {table} {how} ({seen})"
 
 
 def _validity(connection: Connection) -> Finding:

@@ -1,5 +1,6 @@
 """Brings a PostgreSQL database to the version that this code knows, with yoyo on psycopg 3."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,16 @@ def check(url: str, folder: Path, *, complete: bool = True) -> list[str]:
     with clear(url), connect(url) as connection:
         tables, applied = tables_and_migrations(connection)
     return judge(shown(url), tables, applied, known_migrations(folder), complete=complete)
+
+
+def is_same(url: str, other: str) -> bool:
+    """Are both the same database? Raises MigrationError where one can't be reached."""
+    # what one holds, the other finds taken: locks are those of one database of one server
+    number = secrets.randbits(62)
+    with clear(url), connect(url) as connection:
+        connection.execute("select pg_advisory_lock(%s)", (number,))
+        with clear(other), connect(other) as beside:
+            return beside.execute("select pg_try_advisory_lock(%s)", (number,)).fetchone() == (False,)
 
 
 def tables_and_migrations(connection: "psycopg.Connection[Any]") -> tuple[set[str], set[str]]:
