@@ -213,6 +213,7 @@ def commands(group: Any) -> Iterator[Any]:
 
 LATEST = "tests/benchmarks/latest"
 BENCHMARKS = {
+    "Usage, and how long runs are kept": ["pruning", "pruning_postgresql"],
     "More than one machine": ["moving"],
     "How fast, and what it costs": ["table", "earlier"],
     "How fast on PostgreSQL, and what it carries": ["postgresql", "growing"],

@@ -2,7 +2,7 @@
 
 A server is driven with reads and runs while half of a long history goes: once by `agent-platform runs prune` beside it, once
 by the server itself, as `--keep-runs` has it. How long requests take meanwhile is compared with before and after. The result
-goes to `pruning.md` in the folder that --out names.
+goes to `pruning.md` in the folder that --out names, or to `pruning_postgresql.md`.
 """
 
 import argparse
@@ -183,7 +183,7 @@ def main() -> None:
                 os.remove(file)
     engine = "PostgreSQL" if options.postgresql else "SQLite"
     text = f"{table(found)}\n\n{engine}, {runs:,} runs; {where}; {datetime.now(UTC):%Y-%m-%d}.\n"
-    (options.out / "pruning.md").write_text(text, encoding="utf-8")
+    (options.out / f"pruning{'_postgresql' * options.postgresql}.md").write_text(text, encoding="utf-8")
     print(text, end="")
 
 
