@@ -233,9 +233,11 @@ def test_a_backup_that_is_stopped_leaves_nothing_or_what_the_next_one_takes_away
     database: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     stopped = f"""
-import os, sys
+import os, signal
 from service.__main__ import main
 from service.storage import backups
+# what these tests are run by may ignore it, as nohup does
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 backups.contents_of = lambda *_, **__: os.kill(os.getpid(), {int(number)})
 main(["backup", "stopped.db"])
 """
