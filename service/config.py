@@ -68,7 +68,7 @@ class Whole(click.IntRange):
     """A whole number in plain digits: int() would also take signs of other scripts, underscores and spaces."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,9}", value, re.ASCII):
+        if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,16}", value, re.ASCII):
             self.fail(f"{value!a} is no whole number.", param, ctx)
         return super().convert(value, param, ctx)
 

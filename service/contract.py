@@ -9,6 +9,7 @@ the spec.
 
 import asyncio
 import inspect
+import time
 import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -30,9 +31,9 @@ from service.errors import (
     MissingScope,
     RequestTimeout,
     TooManyRuns,
-    Unauthorized,
     UnsupportedMediaType,
     cut,
+    unauthorized,
 )
 from service.idempotency import Rendered, fingerprint, key_of
 from service.limiter import Quota
@@ -54,7 +55,6 @@ from service.validation import MOST_PLACES, Parameter, Places, Schema, Validator
 
 # content codings (RFC 9110 section 8.4.1), each with what tells zlib its format
 _CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-_CHALLENGE = {"WWW-Authenticate": 'ApiKey realm="agent-platform", header="X-API-Key"'}
 
 
 def load_spec(folder: Path) -> Schema:
@@ -88,7 +88,7 @@ async def authenticate(http: web.Request) -> Caller:
         if keys:
             forwarded = http.headers.getall("X-Forwarded-For", ())
             state.wrong_keys.admit(client_network(client_address(http.remote, forwarded, state.trusted_proxies)))
-        raise Unauthorized("Send a valid API key in the header X-API-Key.", headers=_CHALLENGE)
+        unauthorized()
     return caller
 
 
@@ -164,6 +164,10 @@ def respond(rendered: Rendered, http: web.Request) -> web.Response:
     return web.Response(body=rendered.body, status=rendered.status, headers=headers, content_type="application/json")
 
 
+# seconds after which a caller is looked at again: with what a key is remembered for, it stops within two
+_HELD = 0.5
+
+
 class Endpoint:
     """One operation at work: the key, the limit, the inputs, the handler and the response, in this order.
 
@@ -199,19 +203,18 @@ class Endpoint:
             return respond(render(await self._handler(**await self._arguments(http, None, state))), http)
         state.gate.refuse_if_draining()
         # who tries wrong keys takes nobody's place
-        caller = await self._authenticate(http)
+        began, caller = time.monotonic(), await self._admitted(http)
         http[TENANT_ID] = caller.tenant_id
-        if self._scope is not None and self._scope not in caller.scopes:
-            raise MissingScope(f"This takes a key with the scope {self._scope}.")
         tenant = state.authenticator.scope(caller, REQUEST_ID.get())
         quota = state.limiter.quota(caller.tenant_id, caller.limit) if self._rate_limited else None
         try:
             with state.gate:
                 if self._repeatable and "Idempotency-Key" in http.headers:
-                    return await self._answer_once(http, tenant, state, quota)
+                    return await self._answer_once(http, tenant, state, quota, began)
                 if quota is not None:
                     await quota.check()
                 arguments = await self._arguments(http, tenant, state, quota)
+                await self._still_admitted(http, began)
                 if self._wants_caller:
                     arguments["caller"] = caller
                 return respond(render(await self._handler(**arguments)), http)
@@ -222,12 +225,28 @@ class Endpoint:
             if quota is not None:
                 http[ANSWER_HEADERS] = quota.headers()
 
-    async def _answer_once(self, http: web.Request, tenant: Scope, state: State, quota: Quota | None) -> web.Response:
+    async def _admitted(self, http: web.Request) -> Caller:
+        """Who calls. Raises Unauthorized and MissingScope."""
+        assert self._authenticate is not None  # noqa: S101  # only where it is set
+        caller: Caller = await self._authenticate(http)
+        if self._scope is not None and self._scope not in caller.scopes:
+            raise MissingScope(f"This takes a key with the scope {self._scope}.")
+        return caller
+
+    async def _still_admitted(self, http: web.Request, began: float) -> None:
+        """Is called before anything is done: a key may have ended while a body was on its way. Raises as `_admitted`."""
+        if time.monotonic() - began > _HELD:
+            await self._admitted(http)
+
+    async def _answer_once(
+        self, http: web.Request, tenant: Scope, state: State, quota: Quota | None, began: float
+    ) -> web.Response:
         """The answer to a request with an Idempotency-Key: only what it has not had before is done, and counted."""
         if quota is not None:
             # an answer that is given again says what is left, too
             await quota.look()
         arguments = await self._arguments(http, tenant, state, quota)
+        await self._still_admitted(http, began)
 
         async def work(keeping: Scope) -> Any:
             if quota is not None:

@@ -160,6 +160,13 @@ class Overloaded(Unavailable):
         super().__init__(detail)
 
 
+def unauthorized() -> NoReturn:
+    raise Unauthorized(
+        "Send a valid API key in the header X-API-Key.",
+        headers={"WWW-Authenticate": 'ApiKey realm="agent-platform", header="X-API-Key"'},
+    )
+
+
 def not_found(thing: str) -> NoReturn:
     """Raises the 404 that an unknown id and another tenant's id share; `thing` is the resource's name."""
     raise NotFound(f"There is no such {thing}.")

@@ -7,11 +7,14 @@ select
     tenants.run_limit, tenants.run_window
 from api_keys
 join tenants on tenants.id = api_keys.tenant_id
-where api_keys.hash = :hash and api_keys.revoked_at is null and tenants.disabled_at is null
+where api_keys.hash = :hash and api_keys.revoked_at is null and tenants.disabled_at is null and tenants.deleted_at is null
     and (api_keys.expires_at > :now or api_keys.expires_at is null);
 
 -- name: find_demo_tenant(id)^
-select id as tenant_id, run_limit, run_window from tenants where id = :id and disabled_at is null;
+-- None for one whose import has not ended, which is of the year 1.
+select id as tenant_id, run_limit, run_window
+from tenants
+where id = :id and disabled_at is null and deleted_at is null and created_at >= '0002';
 
 -- name: note_key_use(tenant, key_id, now)!
 update api_keys set last_used_at = :now
@@ -61,6 +64,16 @@ order by id;
 
 -- name: get_tenant(id)^
 select id, created_at, disabled_at, run_limit, run_window from tenants where id = :id;
+
+-- name: hold_tenant(id)!
+-- Until the transaction ends, nobody else changes it.
+update tenants set id = id where id = :id;
+
+-- name: get_unfinished(id)$
+-- What is under way with a tenant that is only half there, or was.
+select case when deleted_at is not null then 'deletion' when created_at < '0002' then 'import' end
+from tenants
+where id = :id;
 
 -- name: disable_tenant(id, now)^
 -- One that is shut out already keeps the time since when.

@@ -145,6 +145,7 @@ WRONG = {
     "a label of two lines": (["keys", "create", "--tenant", "acme", "--label", "a\nb"], "label"),
     "a key's id of 0": (["keys", "revoke", "0"], "KEY_ID"),
     "a key's id that is no number": (["keys", "revoke", "mk_abc"], "KEY_ID"),
+    "a key's id in other words": (["keys", "revoke", "1_0"], "KEY_ID"),
     "a key's id too high": (["keys", "revoke", str(2**53)], "KEY_ID"),
     "monitoring that there is none of": (["monitoring", "graphs"], "'graphs'"),
     "a command that is none": (["frobnicate"], "'frobnicate'"),

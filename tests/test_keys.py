@@ -1,6 +1,7 @@
 """Keys: made, looked at, rotated and revoked over HTTP and on the command line; what they open, and for how long."""
 
 import asyncio
+import json
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 from service import access
 from service.auth import SCOPES, new_key
 from service.config import Config
+from service.errors import NotFound
 from service.state import STATE
 from service.times import utc_now
 from tests.conftest import KEY_A, KEY_B, Client, Serve
 from tests.support.command import KEY, agent_platform, done, refusal
-from tests.support.http import TOOL, make_agent, refused
+from tests.support.http import TOOL, Wire, make_agent, refused
 from tests.support.keys import store
 from tests.support.storage import execute, rows
 
@@ -172,6 +174,70 @@ async def test_a_key_stops_within_two_seconds_when_it_expires_or_is_revoked(clie
     await asyncio.sleep(1.9)
     for key in (revoked, ending):
         assert (await client.get("/whoami", headers=key)).status == 401
+
+
+async def test_a_key_that_ends_while_a_body_is_on_its_way_does_nothing(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.contract._HELD", 0.0)
+    for path, more in (("/keys", []), ("/tools", []), ("/tools", ["Idempotency-Key: once"])):
+        key, shown = await made(client)
+        body = b"{}" if path == "/keys" else json.dumps(TOOL).encode()
+        headers = [f"X-API-Key: {key['X-API-Key']}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+        async with Wire(client) as wire:
+            head = "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", *headers, *more, "", ""])
+            await wire.send(head.encode() + body[:1])
+            async with asyncio.timeout(5):
+                while not client.app[STATE].gate.lent:  # noqa: ASYNC110  # nothing announces it
+                    await asyncio.sleep(0.005)
+            assert (await client.delete(f"/keys/{shown['id']}", headers=KEY_A)).status == 204
+            forget(client)
+            await wire.send(body[1:])
+            assert (await wire.receive()).status == 401
+    assert (await client.json("GET", "/tools"))["total"] == 0
+
+
+async def test_what_is_remembered_of_a_key_does_not_make_keys_that_outlive_it(client: Client) -> None:
+    key, shown = await made(client)
+    await client.json("POST", f"/keys/{shown['id']}/rotate", json={"overlap": "1h"})
+    ends = (await client.json("GET", f"/keys/{shown['id']}"))["expires_at"]
+    # this one is remembered as one that never ends
+    _, child = await made(client, key)
+    assert child["expires_at"] == ends
+    await refused(client, 403, "POST", "/keys", key, json={"expires_in": "2h"})
+    await client.delete(f"/keys/{shown['id']}", headers=KEY_A)
+    problem = await client.post("/keys", headers=key, json={})
+    assert (problem.status, "WWW-Authenticate" in problem.headers) == (401, True)
+
+
+async def test_a_key_is_rotated_once(client: Client, place: tuple[str, str]) -> None:
+    key, shown = await made(client)
+    await client.json("POST", f"/keys/{shown['id']}/rotate", json={"overlap": "1h"})
+    for each in (key, KEY_A):
+        problem = await refused(client, 409, "POST", f"/keys/{shown['id']}/rotate", each)
+        assert problem["detail"] == "The key was rotated already: rotate the one that took its place."
+    assert "rotated already" in refusal(1, "keys", "rotate", str(shown["id"]), *place)
+
+
+def test_a_key_that_goes_meanwhile_is_one_that_is_not_there() -> None:
+    row = {"revoked_at": None, "expires_at": None, "created_at": utc_now(), "scopes": "read", "label": None}
+    for unit, answers in (
+        (access.revoke_key(1), [row, None]),
+        (access.rotate_key(1, new_key(), timedelta(1), lambda *_: None), [row, False, None]),
+    ):
+        next(unit)
+        *first, last = answers
+        for answer in first:
+            unit.send(answer)
+        with pytest.raises(NotFound):
+            unit.send(last)
+
+
+async def test_a_label_forges_no_line_of_the_list(client: Client, place: tuple[str, str]) -> None:
+    await made(client, label="x\n7   mk_FORGED\x1b[8m")
+    lines = done("keys", "list", "--tenant", "tenant_a", *place).splitlines()
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)
 
 
 async def test_keys_of_another_tenant_are_the_404_of_an_unknown_one(client: Client) -> None:

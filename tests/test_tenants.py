@@ -1,5 +1,7 @@
 """Tenants: shut out and let in again, and given limits of their own, beside a server that runs."""
 
+from pathlib import Path
+
 import pytest
 from aiohttp import ClientResponse
 
@@ -7,8 +9,10 @@ from service.config import Config
 from tests.conftest import KEY_A, KEY_B, Client
 from tests.support.command import done, refusal
 from tests.support.http import make_agent
-from tests.support.storage import rows
+from tests.support.storage import execute, rows
 from tests.test_keys import forget, made
+
+TIME = "2026-01-01T00:00:00.000000Z"
 
 
 @pytest.fixture
@@ -35,6 +39,36 @@ async def test_a_tenant_that_is_disabled_is_shut_out_with_all_its_keys(client: C
     forget(client)
     for each in (KEY_A, key):
         assert (await client.get("/tools", headers=each)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("created_at = '0001-01-01T00:00:00.000000Z'", "The import of the tenant tenant_a has not ended."),
+        (f"disabled_at = '{TIME}', deleted_at = '{TIME}'", "The deletion of the tenant tenant_a has not ended."),
+    ],
+    ids=["import", "deletion"],
+)
+async def test_a_tenant_that_is_half_there_is_left_alone(
+    client: Client, config: Config, place: tuple[str, str], tmp_path: Path, change: str, says: str
+) -> None:
+    execute(config.database, f"update tenants set {change} where id = 'tenant_a'")
+    for command in (
+        ("keys", "create", "--tenant", "tenant_a"),
+        ("tenants", "enable", "tenant_a"),
+        ("tenants", "disable", "tenant_a"),
+        ("tenants", "limit", "tenant_a", "--runs", "7"),
+        ("tenants", "export", "tenant_a", str(tmp_path / "a.jsonl")),
+    ):
+        assert says in refusal(1, *command, *place)
+    forget(client)
+    assert (await client.get("/tools", headers=KEY_A)).status == 401
+    # whoever lets it in by another way opens nothing either
+    execute(config.database, "update tenants set disabled_at = null where id = 'tenant_a'")
+    forget(client)
+    assert (await client.get("/tools", headers=KEY_A)).status == 401
+    assert rows(config.database, "select count(*) from api_keys") == [(0,)]
+    assert not (tmp_path / "a.jsonl").exists()
 
 
 async def test_a_limit_of_its_own_holds_for_one_tenant_alone(client: Client, place: tuple[str, str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from service.__main__ import cli
+from service.commands import transfer
 from service.config import Config
 from service.resources import resource
 from service.state import STATE
@@ -22,6 +23,7 @@ from service.storage.engines import engine_of
 from service.storage.portable import TransferError
 from service.storage.queries import load_queries
 from service.storage.scope import Database
+from service.storage.units import ask
 from tests.conftest import KEY_A, KEY_B, Client, Serve
 from tests.support import postgresql
 from tests.support.command import create_key, done, refusal, status
@@ -234,8 +236,69 @@ async def test_what_was_deleted_is_gone_and_comes_back_with_its_ids(
     # the newest one is the key's
     assert [change["resource"] for change in changes[:2]] == ["key", "key"]
     assert [without_ids(change) for change in changes[1:]] == [without_ids(change) for change in changed]
-    # and no id is given again, not even that of a tool that only a step speaks of
-    assert (await make_tool(furnished, "new", KEY_B))["id"] == 12
+    # and no id is given again, not even that of a tool that only a step or the audit log speaks of
+    assert (await make_tool(furnished, "new", KEY_B))["id"] == 14
+
+
+async def test_an_imported_audit_log_speaks_of_nobody_elses_things(
+    client: Client, database: Path | str, elsewhere: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "_MARGIN", 0)
+    *gone, kept = [(await make_tool(client, f"tool{number}"))["id"] for number in range(6)]
+    for each in gone:
+        await client.json("DELETE", f"/tools/{each}")
+    created = int(create_key(database, "tenant_a")[1])
+    file, at = tmp_path / "a.jsonl", ("--database", str(elsewhere))
+    await told("export", "tenant_a", file, "--database", str(database))
+    execute(elsewhere, f"insert into tenants (id, created_at) values ('other', '{TIME}')")
+    columns = "tenant_id, id, name, description, created_at, updated_at"
+    execute(elsewhere, f"insert into tools ({columns}) values ('other', {kept}, 'taken', 'd', '{TIME}', '{TIME}')")
+    if isinstance(elsewhere, str):
+        execute(elsewhere, f"select setval('tools_id_seq', {kept})")
+    assert "has new ones" in await told("import", file, *at)
+    spoken = {each for (each,) in rows(elsewhere, "select resource_id from audit_log where resource = 'tool'")}
+    assert len(spoken) == 6
+    assert min(spoken) >= 1
+    assert kept not in spoken
+    # no key gets the deeds of another one
+    assert int(create_key(elsewhere, "tenant_a")[1]) > created
+
+
+async def test_a_key_that_is_made_while_its_tenant_is_deleted_goes_with_it(
+    furnished: Client, database: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removing, "_FORGOTTEN", 0.0)
+    keys, batch = ["mk_latest"], removing._batch
+
+    async def late(view: Any, table: str, turns: Any) -> int:
+        if keys:
+            parts = {"prefix": keys.pop(), "hash": "0" * 64, "label": None, "scopes": "read", "expires_at": None}
+            await view.write(importing._one(ask("create_key", **parts, now=TIME)))
+        return await batch(view, table, turns)
+
+    monkeypatch.setattr(removing, "_batch", late)
+    assert "Deleted the tenant tenant_a" in await told(
+        "delete", "tenant_a", "--confirm", "tenant_a", "--database", str(database)
+    )
+    assert rows(database, "select count(*) from api_keys where tenant_id = 'tenant_a'") == [(0,)]
+
+
+async def test_an_export_takes_no_place_that_was_taken_meanwhile(
+    furnished: Client, database: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = transfer.write_tenant
+
+    async def slowly(*arguments: Any) -> None:
+        (tmp_path / "a.jsonl").write_text("precious")
+        await write(*arguments)
+
+    monkeypatch.setattr(transfer, "write_tenant", slowly)
+    ended = await command("export", "tenant_a", tmp_path / "a.jsonl", "--database", str(database))
+    assert ended.exit_code == 1
+    assert "can't be written: File exists" in ended.stderr
+    # and leaves nothing beside it
+    left = {each.name: each.read_text() for each in tmp_path.glob("a.jsonl*")}  # noqa: ASYNC240  # nobody else waits
+    assert left == {"a.jsonl": "precious"}
 
 
 async def test_what_is_under_way_for_a_tenant_that_is_gone_is_503_and_leaves_nothing(

@@ -12,11 +12,10 @@ import click
 
 from service.resources import resource
 from service.storage.engines import engine_of
-from service.storage.importing import UNFINISHED
 from service.storage.migrations import MigrationError
 from service.storage.queries import load_queries
 from service.storage.scope import Database, Scope, Unscoped
-from service.storage.units import T, Unit
+from service.storage.units import ForeignKeyViolation, Row, T, UniqueViolation, Unit, ask
 from service.times import duration
 
 _TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
@@ -43,6 +42,19 @@ def no_such_tenant(tenant: str) -> click.BadParameter:
     return click.BadParameter(f"there is no tenant {tenant!r}; `agent-platform tenants create` makes one.")
 
 
+def held_whole(tenant: str) -> Unit[Row]:
+    """The tenant, which nobody else changes meanwhile. What is only half there is refused."""
+    if not (yield ask("hold_tenant", id=tenant)):
+        raise no_such_tenant(tenant)
+    if unfinished := (yield ask("get_unfinished", id=tenant)):
+        raise Failed(
+            f"The {unfinished} of the tenant {tenant} has not ended. If none is under way, it was interrupted: "
+            f"`agent-platform tenants delete {tenant}` takes away what is there."
+        )
+    found: Row = yield ask("get_tenant", id=tenant)
+    return found
+
+
 def run_unit(database: Path | str, unit: Callable[[], Unit[T]]) -> T:
     """Runs one unit of work that belongs to no tenant on a migrated database, beside a running server if there is one."""
     return run_on(database, lambda storage: Unscoped(storage).write(unit()))
@@ -52,10 +64,7 @@ def run_for_tenant(database: Path | str, tenant: str, unit: Callable[[], Unit[T]
     """The same for a unit of a tenant, which must be there whole; the audit log will say that the operator did it."""
 
     async def for_tenant(storage: Database) -> T:
-        if (found := await Unscoped(storage).one("get_tenant", id=tenant)) is None:
-            raise no_such_tenant(tenant)
-        if found["created_at"] == UNFINISHED:
-            raise Failed(f"The import of the tenant {tenant} has not ended.")
+        await Unscoped(storage).write(held_whole(tenant))
         return await Scope(storage, tenant, None, is_operator=True).write(unit())
 
     return run_on(database, for_tenant)
@@ -91,12 +100,15 @@ def clear_errors() -> Iterator[None]:
         raise Failed(str(error)) from error
     except Unavailable as error:
         raise Failed("The database does not answer: it may be busy, full or read-only.") from error
+    except (UniqueViolation, ForeignKeyViolation) as error:
+        raise Failed("What this is about was changed or deleted meanwhile. Nothing was done; try again.") from error
     except Problem as error:
         raise Failed(error.detail) from error
 
 
 def print_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    lines = [head, *[tuple(map(str, row)) for row in rows]]
+    # a tenant's own words may hold line ends, and what a terminal obeys
+    lines = [head, *[tuple("".join(c if c.isprintable() else "\ufffd" for c in str(cell)) for cell in row) for row in rows]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

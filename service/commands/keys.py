@@ -9,7 +9,7 @@ import click
 from service import access
 from service.auth import SCOPES, new_key
 from service.commands import duration_of, print_table, run_for_tenant, run_on, tenant_id_of
-from service.config import database_option, option
+from service.config import Whole, database_option, option
 from service.storage.scope import Database, Scope, Unscoped
 from service.storage.units import Row, Unit, ask
 from service.times import utc_now
@@ -26,7 +26,7 @@ def keys() -> None:
 tenant_option = option(
     "--tenant", required=True, metavar="ID", callback=tenant_id_of, help="The tenant that the key belongs to."
 )
-key_id_argument = click.argument("key_id", metavar="KEY_ID", type=click.IntRange(1, 2**53 - 1))
+key_id_argument = click.argument("key_id", metavar="KEY_ID", type=Whole(1, 2**53 - 1))
 
 
 @keys.command("create")

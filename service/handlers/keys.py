@@ -8,7 +8,7 @@ from service.errors import MissingScope, not_found
 from service.handlers import Answer
 from service.paging import Listing, page
 from service.storage.scope import Scope
-from service.storage.units import Row
+from service.storage.units import Row, Unit
 from service.times import duration, utc_now
 
 
@@ -24,19 +24,30 @@ async def get_key(tenant: Scope, key_id: int) -> Answer:
 
 async def create_key(tenant: Scope, caller: Caller, body: dict[str, Any]) -> Answer:
     """Everything that it is not told, the new key has of the one that asks."""
-    scopes = body.get("scopes", caller.scopes)
-    expires_at = utc_now(duration(body["expires_in"])) if "expires_in" in body else caller.expires_at
-    _refuse_more_than(caller, scopes, expires_at)
-    return _made(key := new_key(), await tenant.write(access.create_key(key, body.get("label"), scopes, expires_at)))
+    key, scopes = new_key(), body.get("scopes", caller.scopes)
+
+    def unit() -> Unit[Row]:
+        ends = yield from access.end_of(caller.key_id)
+        expires_at = utc_now(duration(body["expires_in"])) if "expires_in" in body else ends
+        _refuse_more_than(caller, ends, scopes, expires_at)
+        return (yield from access.create_key(key, body.get("label"), scopes, expires_at))
+
+    return _made(key, await tenant.write(unit()))
 
 
 async def rotate_key(tenant: Scope, caller: Caller, key_id: int, body: dict[str, Any]) -> Answer:
-    def check(old: Row, expires_at: str | None) -> None:
-        # a key may always put another one in its own place
-        _refuse_more_than(caller, old["scopes"], caller.expires_at if old["id"] == caller.key_id else expires_at)
+    key, overlap = new_key(), duration(body.get("overlap", access.OVERLAP))
 
-    overlap = duration(body.get("overlap", access.OVERLAP))
-    return _made(key := new_key(), await tenant.write(access.rotate_key(key_id, key, overlap, check)))
+    def unit() -> Unit[Row]:
+        ends = yield from access.end_of(caller.key_id)
+
+        def check(old: Row, expires_at: str | None) -> None:
+            # a key may put another one in its own place, once
+            _refuse_more_than(caller, ends, old["scopes"], ends if old["id"] == caller.key_id else expires_at)
+
+        return (yield from access.rotate_key(key_id, key, overlap, check))
+
+    return _made(key, await tenant.write(unit()))
 
 
 async def delete_key(tenant: Scope, key_id: int) -> Answer:
@@ -44,10 +55,10 @@ async def delete_key(tenant: Scope, key_id: int) -> Answer:
     return None, 204
 
 
-def _refuse_more_than(caller: Caller, scopes: Any, expires_at: str | None) -> None:
+def _refuse_more_than(caller: Caller, ends: str | None, scopes: Any, expires_at: str | None) -> None:
     if more := sorted(set(scopes) - caller.scopes):
         raise MissingScope(f"A key gives no scope that it hasn't got: {' '.join(more)}.")
-    if caller.expires_at is not None and (expires_at is None or expires_at > caller.expires_at):
+    if ends is not None and (expires_at is None or expires_at > ends):
         raise MissingScope("A key gives no more time than it has itself.")
 
 

@@ -41,7 +41,7 @@ class Contents:
     tenant: Row
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
     ids: dict[str, "array[int]"] = field(default_factory=lambda: {kind: array("q") for kind in COUNTED})
-    # the least and the largest id that the file speaks of: steps name tools that were deleted
+    # the least and the largest id that the file speaks of: steps and the audit log name what was deleted
     least: dict[str, int] = field(default_factory=dict)
     largest: dict[str, int] = field(default_factory=dict)
     # what was given last where the file comes from
@@ -71,6 +71,9 @@ def check(file: BinaryIO) -> Contents:
             contents.note(table, row["id"])
         for each in tool_ids(row):
             contents.note("tools", each)
+        if table == "audit_log":
+            for kind, each in _spoken_of(row):
+                contents.note(kind, each)
         if not all(contents.has(kind, row[column]) for column, kind in TABLES[table].ids.items() if kind != table):
             raise _made_up("a row refers to what is not there")
         if table == "runs":
@@ -147,8 +150,12 @@ def _begin(contents: Contents, tenant_id: str, keeps: bool) -> Unit[Mapping[str,
     shifts: dict[str, int] = {}
     lasts = {kind: max(contents.largest.get(kind, 0), contents.last_ids.get(kind, 0)) for kind in COUNTED}
     if not keeps:
-        shifts = {kind: given.get(kind, 0) + _MARGIN + 1 - least for kind, least in contents.least.items()}
+        shifts = {
+            kind: given.get(kind, 0) + _MARGIN + 1 - least for kind, least in contents.least.items() if kind in COUNTED
+        }
         lasts = {kind: contents.largest[kind] + shift for kind, shift in shifts.items()}
+    # keys stay behind, and no other one gets the id that the audit log knows one by
+    lasts["api_keys"] = contents.largest.get("api_keys", 0)
     if any(last > LARGEST_ID for last in lasts.values()):
         raise TransferError("The ids in the file would use up all that there are. Nothing was changed.")
     try:
@@ -197,6 +204,18 @@ def _stored(table: str, row: Row, shifts: Mapping[str, int]) -> Row:
     moved = {column: row[column] + shifts.get(kind, 0) for column, kind in TABLES[table].ids.items()}
     texts = {name: None if row[name] is None else orjson.dumps(row[name]).decode() for name in TABLES[table].json}
     return row | moved | texts
+
+
+def _spoken_of(change: Row) -> Iterator[tuple[str, int]]:
+    """The ids that a row of the audit log speaks of, each with the kind of thing."""
+    kind = {"tool": "tools", "agent": "agent_ids", "key": "api_keys"}.get(change["resource"])
+    if change["key_id"] is not None:
+        yield "api_keys", change["key_id"]
+    if kind is not None and change["resource_id"] is not None:
+        yield kind, change["resource_id"]
+    for state in (change["before"], change["after"]):
+        tools = (state or {}).get("tool_ids")
+        yield from (("tools", each) for each in (tools if isinstance(tools, list) else ()) if isinstance(each, int))
 
 
 def _move_within(change: Row, shifts: Mapping[str, int]) -> None:

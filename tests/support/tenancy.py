@@ -139,6 +139,7 @@ async def plant(tenant: Scope, storage: Database) -> None:
     def unit() -> Any:
         yield ask("create_key", **parts(KEY, label=SECRET, now=NOW))
         yield ask("write_audit", action="create", resource="tool", resource_id=1, old=None, new=f'["{SECRET}"]', now=NOW)
+        yield ask("write_audit", action="rotate", resource="key", resource_id=1, old=None, new=f'["{SECRET}"]', now=NOW)
         yield ask("create_tool", name=f"{SECRET} tool", description=SECRET, now=NOW)
         agent_id = yield ask("create_agent_id")
         yield ask("create_agent", agent_id=agent_id, name=f"{SECRET} agent", role=SECRET, description=SECRET, now=NOW)
