@@ -397,6 +397,25 @@ ALTERED: dict[str, tuple[Alter, str]] = {
         lambda lines: signed([lines[0], lines[1].replace(b'"id":1,', b'"id":9007199254740991,')]),
         "line 2",
     ),
+    "with a time that is none": (
+        lambda lines: signed([lines[0], lines[1].replace(b'"created_at":"2', b'"created_at":"9999-99-99', 1)]),
+        "line 2",
+    ),
+    "with a NUL": (lambda lines: signed([lines[0], lines[1].replace(b"tool0", b"to\\u0000l")]), "line 2"),
+    "with a day that is none": (
+        lambda lines: signed([re.sub(rb'"day":"[^"]*"', b'"day":"2026-02-30"', line) for line in lines[:-1]]),
+        "is not what",
+    ),
+    "with more tokens than can be added up": (
+        lambda lines: signed(
+            [re.sub(rb'"prompt_tokens":[0-9]+', b'"prompt_tokens":4611686018427387904', line) for line in lines[:-1]]
+        ),
+        "is not what",
+    ),
+    "with a change of nothing": (
+        lambda lines: signed([line.replace(b'"resource":"tool"', b'"resource":"spoon"') for line in lines[:-1]]),
+        "is not what",
+    ),
     "with an agent that is not there": (
         lambda lines: signed([line for line in lines[:-1] if b'"agent_ids"' not in line]),
         "refers to what is not there",

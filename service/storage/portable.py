@@ -113,6 +113,11 @@ TABLES: Mapping[str, Table] = {
     # no table, but what was given last of each kind: none of them is to be given again
     "last_ids": Table({"name": _TEXT, "last_id": _NUMBER}, {}, before={"name": ""}),
 }
+# the words of openapi.yaml
+_WORDS = {
+    "action": ("create", "change", "delete", "rotate", "revoke", "disable", "enable", "limit"),
+    "resource": ("tool", "agent", "key", "tenant"),
+}
 # what has ids of its own
 COUNTED = ("tools", "agent_ids", "runs", "audit_log")
 
@@ -232,7 +237,22 @@ def _checked(value: Row, number: int) -> tuple[str, Row]:
             raise _wrong(number)
     if not all(1 <= each <= LARGEST_ID for each in [*ids, *tool_ids(row)]):
         raise _wrong(number)
+    if not all(_fits(column, each) for column, each in row.items()):
+        raise _wrong(number)
     return name, row
+
+
+def _fits(column: str, value: Any) -> bool:
+    """Could the service have stored this? What it answers with later, it does not look at again."""
+    if isinstance(value, int):
+        return 0 <= value <= LARGEST_ID
+    if not isinstance(value, str):
+        return True
+    if column == "day":
+        return _is_time(f"{value}T00:00:00.000000Z")
+    if column.endswith("_at"):
+        return _is_time(value)
+    return "\0" not in value and value in _WORDS.get(column, (value,))
 
 
 def tool_ids(row: Row) -> list[int]:
