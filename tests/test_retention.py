@@ -205,7 +205,7 @@ class Rounds:
         patch.setattr(retention, "prune", watched)
 
     async def next(self) -> Any:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.told.get()
 
 

@@ -76,7 +76,7 @@ REASONS = (
     Reason(
         "key ended",
         409,
-        "The key no longer works, so that there is nothing to rotate.",
+        "The key no longer works, or was rotated already, so that there is nothing to rotate.",
         lambda case, problem: _kind(problem) == "conflict" and case.operation.path.endswith("/rotate"),
     ),
     Reason(
