@@ -82,7 +82,7 @@ class Browser:
         self._wait().until(clicked, f"{what} can't be clicked")
 
     def _wait(self) -> WebDriverWait[webdriver.Chrome]:
-        return WebDriverWait(self.driver, 10, poll_frequency=0.05, ignored_exceptions=MOVING)
+        return WebDriverWait(self.driver, 30, poll_frequency=0.05, ignored_exceptions=MOVING)
 
     def leave(self) -> None:
         """Hides the page, which is when telemetry sends what it has gathered."""
