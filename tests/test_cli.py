@@ -127,7 +127,7 @@ WRONG = {
     "a folder that is not there": (["migrate", "--database", "nowhere/x.db"], "nowhere' does not exist"),
     "a folder for a file": (["serve", "--database", "."], "is no file"),
     "a database in memory": (["serve", "--database", ":memory:"], "is a file"),
-    "a server without a database": (["migrate", "--database", "postgresql://"], "it names no database"),
+    "a server without a database": (["migrate", "--database", "postgresql://127.0.0.1:1/"], "it names no database"),
     "a database without a name": (["migrate", "--database", ""], "'--database'"),
     "a home that is nobody's": (["migrate", "--database", "~nobody-at-all/x.db"], "'--database'"),
     "a file name too long": (["migrate", "--database", "x" * 300], "'--database'"),
