@@ -64,12 +64,11 @@ def _checksum(secret: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose key it is and what it opens. `key_id` is None for a demo key, `expires_at` for a key that never ends."""
+    """Whose key it is and what it opens. `key_id` is None for a demo key."""
 
     tenant_id: str
     key_id: int | None
     scopes: frozenset[str]
-    expires_at: str | None
     # None: what the service is told for all
     limit: Limit | None
 
@@ -135,11 +134,11 @@ class Authenticator:
         if row["last_used_at"] is None or row["last_used_at"] < utc_now(-_NOTED_FOR):
             self._used[row["key_id"]] = (row["tenant_id"], now)
         scopes = frozenset(row["scopes"].split())
-        return Caller(row["tenant_id"], row["key_id"], scopes, row["expires_at"], _limit(row))
+        return Caller(row["tenant_id"], row["key_id"], scopes, _limit(row))
 
     async def _find_demo(self, key: str) -> Caller | None:
         row = await self._unscoped.one("find_demo_tenant", id=self._demo[key])
-        return None if row is None else Caller(row["tenant_id"], None, frozenset(SCOPES), None, _limit(row))
+        return None if row is None else Caller(row["tenant_id"], None, frozenset(SCOPES), _limit(row))
 
     async def note_uses(self, pause: float = 1.0) -> None:
         """Notes which keys were used, every `pause` seconds and all in one transaction, until it is cancelled."""

@@ -1,9 +1,9 @@
 -- What belongs to no tenant yet. Only service/app.py, service/auth.py and the command line run these; a tenant's scope refuses them.
 
 -- name: find_api_key(hash, now)^
--- What it opens, for how long, and how many runs its tenant may have; nothing for a tenant that is shut out.
+-- What it opens, and how many runs its tenant may have; nothing for a tenant that is shut out.
 select
-    api_keys.tenant_id, api_keys.id as key_id, api_keys.scopes, api_keys.expires_at, api_keys.last_used_at,
+    api_keys.tenant_id, api_keys.id as key_id, api_keys.scopes, api_keys.last_used_at,
     tenants.run_limit, tenants.run_window
 from api_keys
 join tenants on tenants.id = api_keys.tenant_id

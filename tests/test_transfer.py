@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from service.__main__ import cli
@@ -448,6 +449,16 @@ async def test_a_file_that_no_export_has_written_changes_nothing(
         assert ended.exit_code in (1, 2), name
         assert said in " ".join(ended.stderr.split()), (name, ended.stderr)
         assert tables(elsewhere) == before, name
+
+
+def test_the_words_that_an_import_takes_are_those_of_the_spec() -> None:
+    schemas = yaml.safe_load(resource("openapi").joinpath("openapi.yaml").read_text(encoding="utf-8"))["components"][
+        "schemas"
+    ]
+    assert {name: list(words) for name, words in portable._WORDS.items()} == {
+        "action": schemas["AuditAction"]["enum"],
+        "resource": schemas["AuditResource"]["enum"],
+    }
 
 
 async def test_what_can_not_be_done_is_one_line(client: Client, database: Path | str, tmp_path: Path) -> None:

@@ -42,16 +42,16 @@ def no_such_tenant(tenant: str) -> click.BadParameter:
     return click.BadParameter(f"there is no tenant {tenant!r}; `agent-platform tenants create` makes one.")
 
 
-def held_whole(tenant: str) -> Unit[Row]:
-    """The tenant, which nobody else changes meanwhile. What is only half there is refused."""
-    if not (yield ask("hold_tenant", id=tenant)):
+def whole_tenant(tenant: str) -> Unit[Row]:
+    """The tenant, which must be there; one that is only half there is refused."""
+    found: Row | None = yield ask("get_tenant", id=tenant)
+    if found is None:
         raise no_such_tenant(tenant)
     if unfinished := (yield ask("get_unfinished", id=tenant)):
         raise Failed(
             f"The {unfinished} of the tenant {tenant} has not ended. If none is under way, it was interrupted: "
             f"`agent-platform tenants delete {tenant}` takes away what is there."
         )
-    found: Row = yield ask("get_tenant", id=tenant)
     return found
 
 
@@ -64,7 +64,7 @@ def run_for_tenant(database: Path | str, tenant: str, unit: Callable[[], Unit[T]
     """The same for a unit of a tenant, which must be there whole; the audit log will say that the operator did it."""
 
     async def for_tenant(storage: Database) -> T:
-        await Unscoped(storage).write(held_whole(tenant))
+        await Unscoped(storage).write(whole_tenant(tenant))
         return await Scope(storage, tenant, None, is_operator=True).write(unit())
 
     return run_on(database, for_tenant)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from service.audit import noted_of_tenant
-from service.commands import Failed, held_whole, print_table, run_unit, tenant_id_of
+from service.commands import Failed, print_table, run_unit, tenant_id_of, whole_tenant
 from service.config import Whole, database_option
 from service.storage.importing import UNFINISHED
 from service.storage.units import Row, UniqueViolation, Unit, ask
@@ -90,7 +90,9 @@ def limit_tenant(tenant_id: str, runs: int | None, window: int, usual: bool, dat
 
 def _changed(tenant_id: str, action: str, **values: str | int | None) -> Unit[Row]:
     """The tenant as it is after one of three changes."""
-    before = yield from held_whole(tenant_id)
+    # two changes at once: each is to note what the other has left
+    yield ask("hold_tenant", id=tenant_id)
+    before = yield from whole_tenant(tenant_id)
     after: Row = yield ask(f"{action}_tenant", id=tenant_id, **values)
     if after != before:
         yield noted_of_tenant(action, before, after)

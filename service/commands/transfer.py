@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 import click
 
 from service.auth import DEMO_KEYS
-from service.commands import Failed, held_whole, no_such_tenant, run_on, run_unit, tenant_id_of
+from service.commands import Failed, no_such_tenant, run_on, run_unit, tenant_id_of, whole_tenant
 from service.config import database_option
 from service.storage.engines import engine_of
 from service.storage.exporting import export_tenant as write_tenant
@@ -32,7 +32,7 @@ tenant_argument = click.argument("tenant_id", metavar="ID", callback=tenant_id_o
 @database_option
 def export_tenant(tenant_id: str, file: Path, database: Path | str) -> None:
     """Write all that the tenant ID has, but for its keys, to FILE, which must not be there."""
-    tenant = run_unit(database, lambda: held_whole(tenant_id))
+    tenant = run_unit(database, lambda: whole_tenant(tenant_id))
     with _new_file(file) as beside:
         writer = Writer(beside, tenant, utc_now(), engine_of(database).name)
 
@@ -139,8 +139,9 @@ def _new_file(file: Path) -> Iterator[BinaryIO]:
             yield cast("BinaryIO", opened.file)
             opened.flush()
             os.fsync(opened.fileno())
-        # it does not take the place of what has come meanwhile
-        os.link(beside, file)
+        # an empty one first, which takes the place of nothing that has come meanwhile
+        file.open("xb").close()
+        beside.replace(file)
     except OSError as error:
         raise Failed(f"{_name(file)} can't be written: {error.strerror}.") from None
     finally:

@@ -41,7 +41,7 @@ where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p') an
     and not (relrowsecurity and relforcerowsecurity)
 order by relname
 """
-# which rows each role sees of each table; what is granted beyond that opens nothing, and what is missing shuts everybody out
+# which rows each role sees of each table: one policy more may open others', and one less shuts everybody out
 _POLICIES = """
 select tablename, policyname, roles::text, coalesce(qual, with_check) from pg_policies
 where schemaname = current_schema() and permissive = 'PERMISSIVE'
