@@ -1,7 +1,8 @@
 """Retention: runs go that are older than they are kept for, a few at a time, beside whatever else is asked of the database.
 
 A step is one transaction, and what it holds up waits for it: so a step takes a few milliseconds, and the pause behind it is
-longer than itself. How many runs that is, the last step has shown. What the runs have used stays in usage.
+longer than itself. How many runs that is, the last step has shown; but a part of what it takes is the same for one run and ten,
+and longer where the machine is busy or the database far. What the runs have used stays in usage.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ _PAUSE = 4.0
 _SHORTEST_PAUSE = 0.005
 # runs of a step: those of the first one, of which nobody knows what they take, and the most
 _FIRST = 10
+# seconds; in a step of so few that takes longer, it is the runs that take long, and there are fewer in the next one
+_LONG = 0.025
 _MOST = 500
 # seconds from one round of a server to the next
 _EVERY = 3600.0
@@ -61,7 +64,8 @@ async def prune(
             after = max((row["id"] for row in rows), default=LARGEST_ID)
             deleted += len(rows)
             gone(len(rows))
-            limit = max(1, min(_MOST, 2 * limit, int(limit * _STEP / max(took, 1e-6))))
+            fewest = _FIRST if took < _LONG else 1
+            limit = max(fewest, min(_MOST, 2 * limit, int(limit * _STEP / max(took, 1e-6))))
             await asyncio.sleep(max(_SHORTEST_PAUSE, _PAUSE * took))
     return deleted
 

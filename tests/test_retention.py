@@ -205,7 +205,7 @@ class Rounds:
         patch.setattr(retention, "prune", watched)
 
     async def next(self) -> Any:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             return await self.told.get()
 
 
@@ -284,7 +284,14 @@ async def test_runs_are_deleted_a_few_at_a_time_and_as_fast_as_they_can_be(
         steps: list[int] = []
         monkeypatch.setattr(retention, "_STEP", 0)
         monkeypatch.setattr(retention, "_PAUSE", 0)
-        # a step that takes longer than it may is followed by one of a single run
+        # a step that takes longer than it may is not made cheaper by taking fewer
+        store(furnished, 20, tenant="tenant_b", agent_id=2)
+        assert await retention.prune(opened, ["tenant_b"], YOUNG, steps.append) == 32
+        assert steps[:3] == [10, 10, 10]
+        steps.clear()
+        # but where it takes so long that the runs must be large
+        monkeypatch.setattr(retention, "_LONG", 0)
+        store(furnished, 12, tenant="tenant_b", agent_id=2)
         assert await retention.prune(opened, ["tenant_b"], YOUNG, steps.append) == 12
         assert steps[:3] == [10, 1, 1]
         steps.clear()
@@ -324,10 +331,10 @@ async def test_a_run_that_is_stored_meanwhile_is_not_held_up_for_long(
     serve: Serve, config: Config, furnished: Path | str, rounds: Rounds
 ) -> None:
     """It stands in one queue with the steps, and they are short."""
-    store(config.database, 3000)
+    store(config.database, 500)
     client = await start(serve, config, rate_limit=1000)
     done = [await run(client, 1) for _ in range(20)]
-    assert await rounds.next() == 3037
+    assert await rounds.next() == 537
     assert (await client.json("GET", "/runs?limit=1"))["total"] == 1 + len(done)
 
 
