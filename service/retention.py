@@ -1,8 +1,8 @@
 """Retention: runs go that are older than they are kept for, a few at a time, beside whatever else is asked of the database.
 
 A step is one transaction, and what it holds up waits for it: so a step takes a few milliseconds, and the pause behind it is
-longer than itself. How many runs that is, the last step has shown; but a part of what it takes is the same for one run and ten,
-and longer where the machine is busy or the database far. What the runs have used stays in usage.
+longer than itself. How many runs that is, the last step has shown; but a part of what it takes is the same for one run and
+ten, and longer where the machine is busy or the database far. What the runs have used stays in usage.
 """
 
 import asyncio
