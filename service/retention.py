@@ -19,14 +19,14 @@ from service.storage.units import Row, Unit, ask
 from service.times import utc_now
 
 # seconds that a step is to take, how many times as long the pause behind it is, and how long it is at least
-_STEP = 0.004
+_STEP = 0.002
 _PAUSE = 4.0
 _SHORTEST_PAUSE = 0.005
 # runs of a step: those of the first one, of which nobody knows what they take, and the most
 _FIRST = 10
 # seconds; in a step of so few that takes longer, it is the runs that take long, and there are fewer in the next one
 _LONG = 0.025
-_MOST = 500
+_MOST = 200
 # seconds from one round of a server to the next
 _EVERY = 3600.0
 
