@@ -62,7 +62,7 @@ def rotate_key(key_id: int, key: str, overlap: timedelta, check: Callable[[Row, 
     now = utc_now()
     if has_ended(row, now):
         raise Conflict("The key no longer works: create another one.")
-    if (yield ask("is_rotated", key_id=key_id)):
+    if (yield ask("is_rotated", key=key_id)):
         raise Conflict("The key was rotated already: rotate the one that took its place.")
     old = shown(row)
     expires_at = None

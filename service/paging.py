@@ -8,7 +8,7 @@ from typing import Any
 
 from service.errors import Invalid
 from service.storage.scope import Scope
-from service.storage.units import Ask, Row, Unit, ask
+from service.storage.units import Ask, Row, Unit, ask, ask_together
 
 LARGEST_ID = 2**53 - 1
 _CHECK_LENGTH = 12
@@ -34,6 +34,8 @@ class Listing:
     total_filters: Mapping[str, Any] | None = None
     # what the list hangs on: where this query says no, there is no list
     owner: Ask | None = None
+    # is the total kept, and does what the filters let pass stand side by side? Then a long list's page is as quick as any
+    is_quick: bool = False
 
 
 async def page(tenant: Scope, listing: Listing, limit: int, offset: int | None, cursor: str | None) -> Row | None:
@@ -65,11 +67,11 @@ def page_of_one(item: Row, limit: int, offset: int | None, cursor: str | None) -
 
 
 def _rows(listing: Listing, last: int | str, skip: int, most: int) -> Unit[tuple[int, list[Row]] | None]:
-    if listing.owner is not None and not (yield listing.owner):
-        return None
-    total = yield ask(listing.total, **(listing.filters if listing.total_filters is None else listing.total_filters))
-    items = yield ask(listing.items, **{listing.key: last}, limit=most, offset=skip, **listing.filters)
-    return total, items
+    total = ask(listing.total, **(listing.filters if listing.total_filters is None else listing.total_filters))
+    items = ask(listing.items, **{listing.key: last}, limit=most, offset=skip, **listing.filters)
+    owner = () if listing.owner is None else (listing.owner,)
+    *is_there, total_found, found = yield ask_together(*owner, total, items, rows=skip + most if listing.is_quick else None)
+    return (total_found, found) if all(is_there) else None
 
 
 def _sealed(last: int | str, passed: int, tenant_id: str, listing: Listing) -> str:

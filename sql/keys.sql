@@ -28,10 +28,10 @@ set expires_at = case when expires_at < :expires_at then expires_at else :expire
 where tenant_id = :tenant_id and id = :key_id
 returning id, prefix, label, scopes, created_at, expires_at, last_used_at, revoked_at;
 
--- name: is_rotated(tenant_id, key_id)$
--- Has another key taken its place? The audit log goes only with the tenant.
+-- name: is_rotated(tenant_id, key)$
+-- Has another key taken its place? The audit log goes only with the tenant; it is gone through for the answer.
 select exists (
-    select 1 from audit_log where tenant_id = :tenant_id and resource = 'key' and resource_id = :key_id and action = 'rotate'
+    select 1 from audit_log where tenant_id = :tenant_id and resource = 'key' and resource_id = :key and action = 'rotate'
 );
 
 -- name: revoke_key(tenant_id, key_id, now)^

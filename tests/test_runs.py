@@ -508,24 +508,27 @@ async def test_runs_cannot_be_made_changed_or_deleted_by_hand(client: Client) ->
 
 # on a database of its own
 @pytest.mark.embedded
+@pytest.mark.parametrize("has_key", [False, True], ids=["alone", "with its kept answer"])
 async def test_a_run_whose_commit_was_not_answered_stays_counted(
-    serve: Serve, shared_database: str, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, shared_database: str, monkeypatch: pytest.MonkeyPatch, has_key: bool
 ) -> None:
     """It may be stored: who is told 503 and tries again has had two runs of the limit."""
     client = await serve(Config(database=shared_database))
     agent = (await make_agent(client))["id"]
     path = f"/agents/{agent}/run"
-    execute = asyncpg.Connection.execute
+    first, second = ({**KEY_A, "Idempotency-Key": name} if has_key else KEY_A for name in ("first", "second"))
+    method, commits = ("execute", "commit") if has_key else ("fetchmany", "\nwith entered as materialized (\n")
+    really = getattr(asyncpg.Connection, method)
 
     async def lost(self: asyncpg.Connection, query: str, *arguments: Any, **more: Any) -> Any:
-        found = await execute(self, query, *arguments, **more)
-        if query.startswith("commit"):
+        found = await really(self, query, *arguments, **more)
+        if query.startswith(commits):
             raise ConnectionResetError
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(asyncpg.Connection, "execute", lost)
-        assert (await client.post(path, json=TASK, headers=KEY_A)).status == 503
-    again = await client.post(path, json=TASK, headers=KEY_A)
+        patch.setattr(asyncpg.Connection, method, lost)
+        assert (await client.post(path, json=TASK, headers=first)).status == 503
+    again = await client.post(path, json=TASK, headers=second)
     assert (again.status, again.headers["RateLimit"].split(";")[1]) == (200, "r=3")
     assert (await client.json("GET", "/runs"))["total"] == 2

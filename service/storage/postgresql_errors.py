@@ -22,6 +22,17 @@ PASSING = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.ObjectNotInPrerequisiteStateError,
 )
+# of a connection that is no more, or does not answer: what was under way on it may be done or not. All else that a server
+# says of a statement, it says before it commits.
+LOST = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InternalClientError,
+)
 
 
 def meant(error: Exception) -> Exception:

@@ -1,4 +1,7 @@
-"""The queues in front of a few connections: each tenant has its own, and whoever has waited longest is served next."""
+"""The queues in front of a few connections: each tenant has its own, and whoever has waited longest is served next.
+
+Two kinds of lanes: those where a turn is one tenant's, and those where what is short, whoever's it is, shares a turn.
+"""
 
 import asyncio
 from collections import OrderedDict
@@ -11,37 +14,68 @@ import asyncpg
 from service.errors import Unavailable
 from service.storage.postgresql_errors import PASSING, meant
 from service.storage.scope import Bind
-from service.storage.units import T, Unit
+from service.storage.units import Ask, Together, Unit
 
 _LARGEST_BATCH = 64
+# how many rows those who share a turn may look at together: about as many as one page may have
+MOST_ROWS = 128
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """A unit that waits for its connection, and where its result goes."""
 
     unit: Unit[Any]
     bind: Bind
+    # whose it is, None for what belongs to no tenant
+    tenant_id: str | None
     answer: asyncio.Future[Any]
+    # what it asks for now; None before it has begun, and when it has ended
+    asked: Ask | Together | None = None
+    # how many rows it looks at, at the most, where it shares a turn
+    rows: int = 1
+
+    def go_on(self, answer: Any = None) -> None:
+        """Gives the unit what it has asked for, at first nothing: it asks for more, or ends, and whoever waits is told."""
+        self.asked = None
+        try:
+            self.asked = self.unit.send(answer)
+        except StopIteration as stop:
+            self.succeed(stop.value)
+        except Exception as error:
+            self.fail(error)
+
+    def succeed(self, answer: Any) -> None:
+        """Tells whoever still waits."""
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+    def fail(self, error: Exception) -> None:
+        """Tells whoever still waits, in the storage's own words where it has some."""
+        if not self.answer.done():
+            self.answer.set_exception(meant(error))
 
 
-# drives the jobs of one tenant, None for what belongs to none, in one transaction, answers each, and ends it; the connection
-# may be in a transaction that is empty yet, before and after
-Work = Callable[[asyncpg.Connection, str | None, list[Job]], Awaitable[None]]
+# drives jobs, one at least, to their ends, and answers each; the connection may be in a transaction that is empty yet,
+# before and after
+Work = Callable[[asyncpg.Connection, list[Job]], Awaitable[None]]
 
 
 class Lanes:
-    """Up to `most` connections at work, each for another tenant: what shares a transaction costs least.
+    """Up to `most` connections at work, each for another tenant, or with `is_shared` for several: a round trip costs most.
 
     Behind work that takes longer than `slow` seconds another one steps in for the same tenant; never, where that is None.
     """
 
-    def __init__(self, pool: asyncpg.Pool, most: int, patience: float, work: Work, slow: float | None) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, most: int, patience: float, work: Work, slow: float | None, *, is_shared: bool = False
+    ) -> None:
         self._pool = pool
         self._most = most
         self._patience = patience
         self._work = work
         self._slow = slow
+        self._is_shared = is_shared
         self._waiting: OrderedDict[str | None, list[Job]] = OrderedDict()
         # since when, by the loop's clock
         self._served: dict[str | None, float] = {}
@@ -50,15 +84,13 @@ class Lanes:
         # hears how many jobs each transaction is given
         self.tell: Callable[[int], object] | None = None
 
-    def run(self, unit: Unit[T], bind: Bind, tenant_id: str | None) -> asyncio.Future[T]:
-        """Queues a unit and promises its result. A caller that is cancelled leaves it done whole or not at all."""
+    def run(self, job: Job) -> None:
+        """Queues a job, which is then done whole or not at all, though its caller is cancelled. Raises Unavailable."""
         if self._closing:
             raise Unavailable
-        job = Job(unit, bind, asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(tenant_id, []).append(job)
-        if self._is_free(tenant_id):
+        self._waiting.setdefault(job.tenant_id, []).append(job)
+        if self._is_free(job.tenant_id):
             self._begin()
-        return job.answer
 
     @property
     def waiting(self) -> int:
@@ -83,26 +115,27 @@ class Lanes:
         try:
             async with self._pool.acquire(timeout=self._patience) as connection:
                 while _is_open(connection) and (taken := self._next()) is not None:
-                    await self._serve(connection, *taken)
+                    await self._serve(connection, taken)
                 await _leave(connection)
         except Exception as error:
             # no connection is to be had: who waits is told so, and who comes next tries again
             while (taken := self._next()) is not None:
-                _refuse(taken[1], error)
+                _refuse(taken, error)
         # now, and not a moment later when the task is over: who came while the connections were given back found all of
         # them at work, and would wait until somebody else comes
         self._tasks.discard(asyncio.current_task())
         if any(map(self._is_free, self._waiting)):
             self._begin()
 
-    async def _serve(self, connection: asyncpg.Connection, tenant_id: str | None, jobs: list[Job]) -> None:
-        self._served[tenant_id] = asyncio.get_running_loop().time()
+    async def _serve(self, connection: asyncpg.Connection, jobs: list[Job]) -> None:
+        whose = {job.tenant_id for job in jobs}
+        self._served.update(dict.fromkeys(whose, asyncio.get_running_loop().time()))
         try:
             # whoever gave up while queueing has nothing done
             if jobs:
                 if self.tell is not None:
                     self.tell(len(jobs))
-                await self._work(connection, tenant_id, jobs)
+                await self._work(connection, jobs)
         except Exception as error:
             _refuse(jobs, error)
             if isinstance(error.__cause__ or error, OSError):
@@ -113,17 +146,31 @@ class Lanes:
             else:
                 await _leave(connection)
         finally:
-            self._served.pop(tenant_id, None)
+            for tenant_id in whose:
+                self._served.pop(tenant_id, None)
 
-    def _next(self) -> tuple[str | None, list[Job]] | None:
-        """The jobs of the tenant that has waited longest, if there is one that nobody works for."""
-        for tenant_id in self._waiting:
-            if self._is_free(tenant_id):
-                waiting = self._waiting.pop(tenant_id)
-                if rest := waiting[_LARGEST_BATCH:]:
-                    self._waiting[tenant_id] = rest
-                return tenant_id, [job for job in waiting[:_LARGEST_BATCH] if not job.answer.done()]
-        return None
+    def _next(self) -> list[Job] | None:
+        """The jobs of the tenant that has waited longest, if there is one that nobody works for; and of others behind it.
+
+        None are left of those who gave up.
+        """
+        free = [tenant_id for tenant_id in self._waiting if self._is_free(tenant_id)]
+        if not free:
+            return None
+        taken: list[Job] = []
+        rows = 0
+        for tenant_id in free if self._is_shared else free[:1]:
+            waiting = self._waiting.pop(tenant_id)
+            for number, job in enumerate(waiting):
+                rows += job.rows
+                if len(taken) == _LARGEST_BATCH or (self._is_shared and taken and rows > MOST_ROWS):
+                    self._waiting[tenant_id] = waiting[number:]
+                    # who had a part of this turn goes behind the others, who had none is first in the next one
+                    self._waiting.move_to_end(tenant_id, last=number > 0)
+                    return taken
+                if not job.answer.done():
+                    taken.append(job)
+        return taken
 
     def _is_free(self, tenant_id: str | None) -> bool:
         since = self._served.get(tenant_id)
@@ -132,8 +179,7 @@ class Lanes:
 
 def _refuse(jobs: list[Job], error: Exception) -> None:
     for job in jobs:
-        if not job.answer.done():
-            job.answer.set_exception(meant(error))
+        job.fail(error)
 
 
 def _is_open(connection: asyncpg.Connection) -> bool:

@@ -45,6 +45,13 @@ class Query:
     def parameter_names(self) -> frozenset[str]:
         return frozenset(self.parameters)
 
+    @cached_property
+    def finds_one(self) -> bool:
+        """Does it look up one thing of a tenant's, by nothing but ids? It takes as long however much the tenant has."""
+        is_small = self.shape in (Shape.ONE, Shape.VALUE) and not self.writes
+        given = self.parameters[1:]
+        return self.scoped and is_small and bool(given) and all(name.endswith("_id") for name in given)
+
 
 class QueryError(Exception):
     """A .sql file that must not be served; the sentence names the file and the query."""

@@ -17,7 +17,7 @@ from service.errors import Unavailable
 from service.storage.lock import FileLock, Locked, writer_lock
 from service.storage.queries import Query, Shape
 from service.storage.scope import Bind, Statement
-from service.storage.units import ForeignKeyViolation, T, UniqueViolation, Unit
+from service.storage.units import ForeignKeyViolation, T, Together, UniqueViolation, Unit
 
 # sqlite3 does as it reads what a column's name says in brackets (PARSE_COLNAMES): JSON that goes on to the client goes as it
 # is, JSON that the service looks into is parsed.
@@ -344,7 +344,10 @@ def _drive(connection: sqlite3.Connection, unit: Unit[T], bind: Bind) -> T:
         asked = next(unit)
         while True:
             try:
-                answer = _execute(connection, bind(asked))
+                if isinstance(asked, Together):
+                    answer: Any = tuple(_execute(connection, bind(each)) for each in asked.asks)
+                else:
+                    answer = _execute(connection, bind(asked))
             except Exception as error:
                 asked = unit.throw(_meant(error))
             else:

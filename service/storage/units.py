@@ -22,7 +22,22 @@ class Ask:
     is_last: bool = False
 
 
-Unit = Generator[Ask, Any, T]
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Several queries at once, and the last that a unit asks for: values, and behind them one of many rows.
+
+    `rows` is how many of them it looks at, at the most, however much there is; None where nobody can say.
+    """
+
+    asks: tuple[Ask, ...]
+    rows: int | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return True
+
+
+Unit = Generator[Ask | Together, Any, T]
 
 
 def ask(query: str, /, **parameters: Any) -> Ask:
@@ -38,6 +53,15 @@ def ask(query: str, /, **parameters: Any) -> Ask:
 def ask_last(query: str, /, **parameters: Any) -> Ask:
     """What a unit yields that asks for nothing more: an engine may run the last queries of several units together."""
     return Ask(query, parameters, is_last=True)
+
+
+def ask_together(*asks: Ask, rows: int | None = None) -> Together:
+    """What a unit yields that asks for several things as of one moment, and for nothing more.
+
+    The yield gives what each of them answers, in their order. All but the last give a value, the last one many rows; none of
+    them writes. With `rows` the unit promises that they look at no more than that, see Together.
+    """
+    return Together(asks, rows)
 
 
 class UniqueViolation(Exception):

@@ -327,8 +327,10 @@ async def test_a_request_that_is_cancelled_at_any_of_its_statements_has_done_all
         left.append(outcomes.index(states))
         if not trace.task.cancelled():
             break
-    # the look-up of the key, and the beginning, one statement or more, and the end of a write
-    assert len(left) > 6
+    # the look-up of the key, and the beginning, one statement or more, and the end of a write; all in one where a run is
+    # all that is stored, and PostgreSQL stores it
+    is_one = sent.path.endswith("/run") and isinstance(room.database, str)
+    assert len(left) > (5 if is_one else 6)
     assert left[0] == 0
     assert left[-2:] == [1, 1]
 

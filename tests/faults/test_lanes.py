@@ -47,27 +47,33 @@ class Pool:
             await asyncio.sleep(0)
 
 
-def lanes(pool: Any, most: int, work: Callable[[Any, str | None, list[Job]], Any]) -> Lanes:
-    return Lanes(pool, most, 5.0, work, None)
+def lanes(pool: Any, most: int, work: Callable[[Any, list[Job]], Any], *, is_shared: bool = False) -> Lanes:
+    return Lanes(pool, most, 5.0, work, None, is_shared=is_shared)
 
 
 def bind(asked: Any) -> Any:
     raise AssertionError
 
 
+def queued(served: Lanes, tenant_id: str, rows: int = 1) -> asyncio.Future[Any]:
+    job = Job(nothing(), bind, tenant_id, asyncio.get_running_loop().create_future(), rows=rows)
+    served.run(job)
+    return job.answer
+
+
 @pytest.mark.parametrize("moments", range(12))
 async def test_what_comes_as_the_connections_are_given_back_is_served_too(moments: int) -> None:
-    async def work(connection: Connection, tenant_id: str | None, jobs: list[Job]) -> None:
+    async def work(connection: Connection, jobs: list[Job]) -> None:
         await asyncio.sleep(0)
         for job in jobs:
-            job.answer.set_result(tenant_id)
+            job.succeed(job.tenant_id)
 
     served = lanes(Pool(), 2, work)
-    first = [served.run(nothing(), bind, tenant) for tenant in ("a", "b")]
+    first = [queued(served, tenant) for tenant in ("a", "b")]
     for _ in range(moments):
         await asyncio.sleep(0)
     async with asyncio.timeout(1):
-        assert await served.run(nothing(), bind, "c") == "c"
+        assert await queued(served, "c") == "c"
         assert await asyncio.gather(*first) == ["a", "b"]
         await served.close()
 
@@ -75,16 +81,16 @@ async def test_what_comes_as_the_connections_are_given_back_is_served_too(moment
 async def test_a_connection_that_breaks_fails_its_own_work_and_the_next_one_does_the_rest() -> None:
     pool = Pool()
 
-    async def work(connection: Connection, tenant_id: str | None, jobs: list[Job]) -> None:
+    async def work(connection: Connection, jobs: list[Job]) -> None:
         await asyncio.sleep(0)
-        if tenant_id == "a":
+        if jobs[0].tenant_id == "a":
             connection.is_broken = True
             raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
         for job in jobs:
-            job.answer.set_result(tenant_id)
+            job.succeed(job.tenant_id)
 
     served = lanes(pool, 1, work)
-    answers = [served.run(nothing(), bind, tenant) for tenant in ("a", "b", "c")]
+    answers = [queued(served, tenant) for tenant in ("a", "b", "c")]
     async with asyncio.timeout(1):
         failed, *done = await asyncio.gather(*answers, return_exceptions=True)
         await served.close()

@@ -233,7 +233,7 @@ async def test_connections_that_fall_silent_in_a_failover_are_made_anew_all_at_o
 
                 # so many at once, that there are several connections
                 assert set(await asyncio.gather(*(ask(key) for key in 30 * [KEY_A, KEY_B]))) == {200}
-                assert way.fall_silent() >= 3
+                assert way.fall_silent() >= 2
                 # the new primary is there at once, and nobody says that the old one is gone
                 began = time.monotonic()
                 assert await ask(KEY_A) == 503

@@ -18,6 +18,7 @@ from service.resources import resource
 from service.storage import postgresql as driver
 from service.storage.engines import engine_of
 from service.storage.postgresql import PostgresqlDatabase
+from service.storage.postgresql_transactions import PREPARED
 from service.storage.queries import Query, load_queries
 from service.storage.scope import Database, Scope, Statement, Unscoped
 from service.storage.units import Ask, ForeignKeyViolation, Unit, ask, ask_last
@@ -113,7 +114,7 @@ async def unlocked(house: Planted) -> AsyncIterator[PostgresqlDatabase]:
     """The same, but its connections have a role that row-level security does not bind."""
 
     async def stay_who_you_are(connection: asyncpg.Connection) -> None:
-        await connection.execute(driver._PREPARED)
+        await connection.execute(PREPARED)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "_make_ready", stay_who_you_are)

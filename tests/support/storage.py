@@ -23,7 +23,6 @@ from service.storage.engines import engine_of
 from service.storage.lock import writer_lock
 from service.storage.postgresql import PostgresqlDatabase
 from service.storage.postgresql_queries import PostgresqlQuery
-from service.storage.queries import load_queries
 from service.storage.sqlite import SqliteDatabase
 from service.storage.units import Unit
 from tests.support import postgresql as server
@@ -163,7 +162,8 @@ async def rest(app: web.Application, database: Database) -> None:
                 await lane.run(nothing(), app[STATE].authenticator._unscoped.bind)
                 assert not lane.connection.in_transaction
         else:
-            while tasks := engine._readers._tasks | engine._writers._tasks:
+            lanes = (engine._lookups, engine._readers, engine._inserts, engine._writers)
+            while tasks := [task for each in lanes for task in each._tasks]:
                 await asyncio.wait(tasks)
     if isinstance(database, Path):
         with closing(writer_lock(database)) as lock:
@@ -241,25 +241,33 @@ def _watch_sqlite(patch: Patch, then: Then) -> None:
 
 
 def _watch_postgresql(patch: Patch, then: Then) -> None:
-    run, read_each = PostgresqlQuery.run, PostgresqlQuery.read_each
+    run, read_each, write_each = PostgresqlQuery.run, PostgresqlQuery.read_each, PostgresqlQuery.write_each
     execute = asyncpg.Connection.execute
-    names = {PostgresqlQuery(query)._sql: name for name, query in load_queries(resource("sql"), "postgresql").items()}
 
-    async def told(name: str) -> None:
-        if inspect.isawaitable(waiting := then(name)):
-            await waiting
+    async def told(*names: str) -> None:
+        for name in names:
+            if inspect.isawaitable(waiting := then(name)):
+                await waiting
 
     async def watched(self: Any, *arguments: Any) -> Any:
         found = await run(self, *arguments)
-        await told(names[self._sql])
+        await told(*self.names)
         return found
 
-    async def watched_reads(self: Any, connection: Any, tenant_id: str | None, asked: Any) -> Any:
-        found = await read_each(self, connection, tenant_id, asked)
+    async def watched_reads(self: Any, connection: Any, asked: Any) -> Any:
+        found = await read_each(self, connection, asked)
         # else it was run, and told of there
-        if tenant_id is not None and not self.writes:
-            await told(names[self._sql])
+        if asked[0][0] is not None and not self.writes:
+            await told(*self.names)
         return found
+
+    async def watched_inserts(self: Any, connection: Any, asked: Any) -> Any:
+        # what it inserts is committed in the same round trip
+        await told(*self.names)
+        await told("commit")
+        made = await write_each(self, connection, asked)
+        await told("committed")
+        return made
 
     async def commits(self: Any, query: str, *arguments: Any, **more: Any) -> Any:
         if query.startswith("commit"):
@@ -271,6 +279,7 @@ def _watch_postgresql(patch: Patch, then: Then) -> None:
 
     patch(PostgresqlQuery, "run", watched)
     patch(PostgresqlQuery, "read_each", watched_reads)
+    patch(PostgresqlQuery, "write_each", watched_inserts)
     patch(asyncpg.Connection, "execute", commits)
 
 

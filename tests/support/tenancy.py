@@ -53,6 +53,7 @@ THEIRS: dict[str, Any] = {
     "body": "b",
     "expired": "",
     "key_id": 1,
+    "key": 1,
     "expires_at": NOW,
     "action": None,
     "resource": None,

@@ -1,0 +1,1 @@
+drop function if exists not_before_the_last_run(text, text);
