@@ -54,7 +54,7 @@ class PostgresqlQuery:
     """A query made ready: its parameters numbered, its columns converted as their names say."""
 
     def __init__(self, query: Query) -> None:
-        self.names = (query.name,)
+        self.names: tuple[str, ...] = (query.name,)
         self.writes = query.writes
         # does it insert a row `from entered`? Then it may be one of several that say themselves for which tenant they are
         self.enters = query.writes and _FROM_ENTERED.search(query.sql) is not None

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from service.errors import Unavailable
-from service.storage.postgresql_lanes import Job, Lanes
+from service.storage.postgresql_lanes import MOST_ROWS, Job, Lanes
 from tests.support.storage import nothing
 
 
@@ -97,3 +97,60 @@ async def test_a_connection_that_breaks_fails_its_own_work_and_the_next_one_does
     assert isinstance(failed, Unavailable)
     assert done == ["b", "c"]
     assert pool.lent == 2
+
+
+async def turns_of(jobs: list[tuple[str, int]]) -> list[list[str]]:
+    """The turns in which one connection serves the jobs, each a tenant and how many rows it looks at."""
+    turns: list[list[str]] = []
+
+    async def work(connection: Connection, jobs: list[Job]) -> None:
+        turns.append([str(job.tenant_id) for job in jobs])
+        await asyncio.sleep(0)
+        for job in jobs:
+            job.succeed(None)
+
+    served = lanes(Pool(), 1, work, is_shared=True)
+    answers = [queued(served, tenant, rows) for tenant, rows in jobs]
+    async with asyncio.timeout(1):
+        await asyncio.gather(*answers)
+        await served.close()
+    return turns
+
+
+async def test_tenants_share_a_turn_up_to_its_rows() -> None:
+    assert await turns_of([("a", 1), ("b", 1), ("a", 1), ("c", MOST_ROWS - 3)]) == [["a", "a", "b", "c"]]
+    assert await turns_of([("a", 1), ("b", MOST_ROWS), ("c", 1)]) == [["a"], ["b"], ["c"]]
+
+
+async def test_what_is_larger_than_a_turn_has_one_of_its_own() -> None:
+    assert await turns_of([("a", MOST_ROWS + 1), ("b", MOST_ROWS + 1)]) == [["a"], ["b"]]
+
+
+async def test_a_tenant_that_asks_for_much_leaves_the_next_turn_to_others() -> None:
+    assert await turns_of([("a", 60)] * 5 + [("b", 1), ("c", 1)]) == [["a", "a"], ["b", "c", "a", "a"], ["a"]]
+
+
+async def test_who_had_no_part_of_a_turn_is_first_in_the_next_one() -> None:
+    """Else it would be passed by for as long as there are small ones."""
+    assert await turns_of([("a", 1), ("z", MOST_ROWS), ("b", 1), ("b", 1)]) == [["a"], ["z"], ["b", "b"]]
+
+
+async def test_a_turn_has_no_more_than_so_many_jobs() -> None:
+    turns = await turns_of([(name, 0) for name in "ab" for _ in range(40)])
+    assert [len(turn) for turn in turns] == [64, 16]
+
+
+async def test_who_gave_up_has_nothing_done_and_no_part_of_a_turn() -> None:
+    seen: list[list[str | None]] = []
+
+    async def work(connection: Connection, jobs: list[Job]) -> None:
+        seen.append([job.tenant_id for job in jobs])
+        for job in jobs:
+            job.succeed(None)
+
+    served = lanes(Pool(), 1, work, is_shared=True)
+    answers = [queued(served, tenant) for tenant in "abc"]
+    answers[1].cancel()
+    await asyncio.wait(answers)
+    await served.close()
+    assert seen == [["a", "c"]]

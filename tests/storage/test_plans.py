@@ -16,7 +16,7 @@ import pytest
 from service.resources import resource
 from service.storage.engines import engine_of
 from service.storage.postgresql import _SETTINGS
-from service.storage.postgresql_queries import PostgresqlQuery
+from service.storage.postgresql_queries import PostgresqlQuery, TogetherQuery
 from service.storage.queries import Query, load_queries
 from tests.support import postgresql
 from tests.support.database import migrated
@@ -146,9 +146,14 @@ def explained(session: "psycopg.Connection[Any]", query: Query) -> list[dict[str
     # as a tenant's reads are run; the rest is run as it stands
     is_wrapped = query.scoped and not query.writes
     sql = statement._sql_of_many if is_wrapped else statement._sql
-    nulls = ", ".join(["null"] * (len(query.parameters) + 2 * is_wrapped))
+    return explain(session, sql, len(query.parameters) + 2 * is_wrapped, scoped=query.scoped)
+
+
+def explain(session: "psycopg.Connection[Any]", sql: str, parameters: int, *, scoped: bool) -> list[dict[str, Any]]:
+    """The steps of the plan of a statement with so many parameters, as a tenant's or the operator's."""
+    nulls = ", ".join(["null"] * parameters)
     with session.transaction(force_rollback=True):
-        session.execute(f"set local role agent_platform_{'tenant' if query.scoped else 'operator'}")
+        session.execute(f"set local role agent_platform_{'tenant' if scoped else 'operator'}")
         session.execute("select set_config('agent_platform.tenant_id', 't7', true)")
         session.execute(f"prepare asked as {sql}")
         given = f"({nulls})" if nulls else ""
@@ -165,6 +170,46 @@ def test_a_tenants_read_says_whose_it_is_before_anything_is_read(session: "psyco
     assert re.fullmatch(r"\(\$\d+ > 0\)", filtered["One-Time Filter"])
     # that is run as the filter asks for it; all else is below
     assert "CTE entered" in [step.get("Subplan Name") for step in below]
+
+
+# what shares a transaction with others' queries
+LOOK_UPS = sorted(name for name, query in OTHERS.items() if query.finds_one)
+
+
+def test_what_finds_one_is_known() -> None:
+    """Whoever adds a query to these says that it may hold up other tenants' requests, and has to be quick."""
+    assert LOOK_UPS == [
+        "agent_exists",
+        "agent_has_runs",
+        "get_agent",
+        "get_agent_to_run",
+        "get_key",
+        "get_run",
+        "get_tool",
+        "tool_exists",
+        "tool_is_used",
+    ]
+
+
+@pytest.mark.parametrize("name", LOOK_UPS)
+def test_what_finds_one_looks_it_up_by_its_id(session: "psycopg.Connection[Any]", name: str) -> None:
+    found = looked_up(explained(session, OTHERS[name]))
+    assert found
+    for each in found:
+        assert re.search(r"\(tenant_id = \?\) AND \((id|agent_id|tool_id) = \?\)", each), found
+
+
+@pytest.mark.parametrize("listing", ["list_runs", "list_agent_runs", "list_runs_with_status"])
+def test_a_page_in_one_query_is_a_loop_beside_its_values(session: "psycopg.Connection[Any]", listing: str) -> None:
+    """So its rows come in the list's order; and before anything is read, it says for whom."""
+    names = ("agent_exists", "total_runs", listing)
+    statement = TogetherQuery([OTHERS[name] for name in names])
+    steps = explain(session, statement._sql_of_many, 2 + len(statement._parameters), scoped=True)
+    assert re.fullmatch(r"\(\$\d+ > 0\)", steps[0]["One-Time Filter"])
+    (joined,) = [step for step in steps if "Join Type" in step and step["Join Type"] == "Left"]
+    assert joined["Node Type"] == "Nested Loop"
+    assert walks(looked_up(steps)) == []
+    assert not any("Sort" in step["Node Type"] for step in steps)
 
 
 def looked_up(steps: list[dict[str, Any]]) -> list[str]:

@@ -18,10 +18,11 @@ from service.resources import resource
 from service.storage import postgresql as driver
 from service.storage.engines import engine_of
 from service.storage.postgresql import PostgresqlDatabase
+from service.storage.postgresql_queries import PostgresqlQuery
 from service.storage.postgresql_transactions import PREPARED
 from service.storage.queries import Query, load_queries
 from service.storage.scope import Database, Scope, Statement, Unscoped
-from service.storage.units import Ask, ForeignKeyViolation, Unit, ask, ask_last
+from service.storage.units import Ask, ForeignKeyViolation, Unit, ask, ask_last, ask_together
 from service.times import utc_now
 from tests.storage.planted import Planted, planted
 from tests.support import postgresql
@@ -159,8 +160,9 @@ async def test_lock_5_a_query_without_its_tenant_predicate_reaches_nothing(
     b, forged = Scope(locked, "b", None), Forged(locked, "b", None)
     query = QUERIES[name]
     if is_insert(query):
-        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
-            await run_query(forged, query, query)
+        for how in (ask, ask_last):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
+                await run_query(forged, query, query, how)
     else:
         # within a transaction, and as the only query of one
         for how in (ask, ask_last):
@@ -168,6 +170,53 @@ async def test_lock_5_a_query_without_its_tenant_predicate_reaches_nothing(
             for each in BROKEN[name]:
                 assert not has_crossed(name, await run_query(b, each, query, how)), each.name
     assert beside.contents() == before
+
+
+def without_any(*names: str) -> Unit[Any]:
+    """A page whose queries have lost all their tenant predicates."""
+    return (yield ask_together(*(ask(BROKEN[name][-1].name, **parameters(QUERIES[name])) for name in names), rows=10))
+
+
+@in_one_database
+@pytest.mark.parametrize("name", [name for name in SCOPED if QUERIES[name].finds_one])
+async def test_lock_5_holds_each_query_of_a_shared_transaction_to_its_own_tenant(
+    name: str, house: Planted, locked: PostgresqlDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.set_back()
+    a, b = Scope(locked, "a", None), Scope(locked, "b", None)
+    turns = watched_turns(monkeypatch)
+    for each in BROKEN[name]:
+        answers = await asyncio.gather(*(run_query(who, each, QUERIES[name], ask_last) for who in (a, b, a, b)))
+        # nothing is seen of a's with a's query before it, and a's own is with b's
+        assert [has_crossed(name, answer) for answer in answers] == [True, False, True, False], each.name
+        assert turns.pop() == ["a", "a", "b", "b"]
+
+
+@in_one_database
+@pytest.mark.parametrize("listing", ["list_runs", "list_agent_runs", "list_runs_with_status"])
+async def test_lock_5_holds_each_page_of_a_shared_transaction_to_its_own_tenant(
+    listing: str, house: Planted, locked: PostgresqlDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.set_back()
+    a, b = Scope(locked, "a", None), Scope(locked, "b", None)
+    turns = watched_turns(monkeypatch)
+    names = ("agent_exists", "total_runs", listing)
+    answers = await asyncio.gather(*(who.read(without_any(*names)) for who in (a, b, a, b)))
+    assert [(bool(there), total, len(found)) for there, total, found in answers] == [(True, 1, 1), (False, 0, 0)] * 2
+    assert turns == [["a", "a", "b", "b"]]
+
+
+def watched_turns(monkeypatch: pytest.MonkeyPatch) -> list[list[str | None]]:
+    """Whose queries go together, from now on."""
+    turns: list[list[str | None]] = []
+    read_each = PostgresqlQuery.read_each
+
+    async def watched(self: Any, connection: Any, asked: Any) -> Any:
+        turns.append([tenant_id for tenant_id, _ in asked])
+        return await read_each(self, connection, asked)
+
+    monkeypatch.setattr(PostgresqlQuery, "read_each", watched)
+    return turns
 
 
 @in_one_database
@@ -201,13 +250,15 @@ async def test_lock_5_a_run_is_not_dated_by_another_tenants_runs(
     a, b = tenants
     await plant(a, storage)
     beside.run("update runs set created_at = '2999-01-01T00:00:00.000000Z'")
+    (function,) = beside.run("select pg_get_functiondef('not_before_the_last_run'::regproc)")[0]
+    forgetful, count = re.subn("where tenant_id = whose", "where whose is not null", function)
+    assert count == 1
+    beside.run(forgetful)
     agent_id = await b.value("create_agent_id")
-    async with opened(database) as broken:
-        for query in BROKEN["create_run"]:
-            run = {name: THEIRS[name] for name in query.parameters if name not in ("tenant_id", "agent_id")}
-            made = await Scope(broken, "b", None).one(query.name, **run, agent_id=agent_id)
-            assert made is not None
-            assert made["created_at"] == THEIRS["created_at"]
+    run = {name: THEIRS[name] for name in QUERIES["create_run"].parameters if name not in ("tenant_id", "agent_id")}
+    dated = await b.one("create_run", **run, agent_id=agent_id)
+    assert dated is not None
+    assert dated["created_at"] == THEIRS["created_at"]
 
 
 async def test_a_connection_that_served_a_tenant_sees_nothing_when_none_is_set(
