@@ -301,8 +301,14 @@ def test_a_table_without_forced_row_level_security_is_a_problem(beside_shared: s
             "problem  The roles lack rights, as after a restore without them: agent_platform_tenant tools select, "
             "agent_platform_tenant tools update. Run: {mended}",
         ),
+        (
+            "revoke execute on function not_before_the_last_run from agent_platform_tenant, public",
+            "grant execute on function not_before_the_last_run(text, text) to agent_platform_tenant",
+            "problem  The roles lack rights, as after a restore without them: "
+            "agent_platform_tenant function not_before_the_last_run(text, text) execute. Run: {mended}",
+        ),
     ],
-    ids=("a policy more", "a policy less", "nothing can be noted", "no rights"),
+    ids=("a policy more", "a policy less", "nothing can be noted", "no rights", "a function less"),
 )
 def test_what_the_roles_see_and_may_do_is_told_where_it_has_changed(
     shared_database: str, broken: str, mended: str, says: str

@@ -11,3 +11,4 @@ begin
     );
 end
 $$;
+grant execute on function not_before_the_last_run(text, text) to agent_platform_tenant;

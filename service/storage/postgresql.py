@@ -15,20 +15,24 @@ import asyncpg
 from service.errors import Unavailable
 from service.storage.migrations import MigrationError
 from service.storage.postgresql_errors import PASSING
-from service.storage.postgresql_lanes import MOST_ROWS, Job, Lanes
+from service.storage.postgresql_lanes import MOST_CHARACTERS, Job, Lanes
 from service.storage.postgresql_queries import Statements
-from service.storage.postgresql_reading import Reading
+from service.storage.postgresql_reading import Reading, Sizes
 from service.storage.postgresql_transactions import PREPARED
 from service.storage.postgresql_writing import Writing
 from service.storage.queries import Query
 from service.storage.scope import Bind
-from service.storage.units import T, Together, Unit
+from service.storage.units import Ask, T, Together, Unit
 
 # how many connections look few rows up, read what may take longer, insert, and write; each process has as many
 _LOOKUPS = 2
 _READERS = 2
 _INSERTS = 1
 _WRITERS = 3
+# how many rows a query that shares a transaction may look at: about as many as one page has
+_MOST_ROWS = 128
+# how many characters a row has that is inserted by itself
+_LONG = 32 * 1024
 # a tenant's read that takes longer than this, in seconds, lets its others pass
 _SLOW = 0.005
 # seconds for a connection to be made, and for a statement to be answered: from a server that has fallen silent to the next
@@ -48,7 +52,8 @@ _SETTINGS = {
     **dict.fromkeys(("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin"), "off"),
     # a connection that is cut off in the middle of a transaction lets go of its locks
     "idle_in_transaction_session_timeout": "4000",
-    "lock_timeout": "5000",
+    # before a statement's time is over: what the server refuses is known not to be done
+    "lock_timeout": "2000",
 }
 
 
@@ -59,9 +64,12 @@ class PostgresqlDatabase:
         self.queries = queries
         self._pool = pool
         self._statements = Statements(queries)
-        reading = Reading(self._statements)
+        self._sizes = Sizes()
+        reading = Reading(self._statements, self._sizes, again=lambda job: self._readers.run(job))
         writing = Writing(
-            self._statements, lambda tenant_id: self._writers.has_more(tenant_id), lambda job: self._writers.run(job)
+            self._statements,
+            has_more=lambda tenant_id: self._writers.has_more(tenant_id),
+            again=lambda job: self._writers.run(job),
         )
         self._lookups = Lanes(pool, _LOOKUPS, _PATIENCE, reading.look_up, _SLOW, is_shared=True)
         self._readers = Lanes(pool, _READERS, _PATIENCE, reading.read, _SLOW)
@@ -84,7 +92,8 @@ class PostgresqlDatabase:
                 command_timeout=patience,
                 statement_cache_size=256,
                 max_cached_statement_lifetime=0,
-                server_settings=_SETTINGS | {"statement_timeout": str(round(patience * 1000))},
+                # sooner than our own time is over: what the server ends is known not to be done
+                server_settings=_SETTINGS | {"statement_timeout": str(round(patience * 875))},
                 init=_make_ready,
                 # each transaction says all that it needs, and leaves nothing behind
                 reset=_leave_as_it_is,
@@ -138,19 +147,27 @@ class PostgresqlDatabase:
         return job
 
     def _looks_up(self, job: Job) -> bool:
-        """Is it one query of a tenant's that looks at few rows, however many there are? Then the job knows how many."""
-        if job.tenant_id is None:
-            return False
+        """Is it one query of a tenant's that looks at few and short rows, however many there are?"""
         if isinstance(job.asked, Together):
-            job.rows = job.asked.rows or MOST_ROWS + 1
-            return job.rows <= MOST_ROWS
-        statement = self._statements.only(job)
-        return statement is not None and statement.finds_one
+            rows = job.asked.rows
+        else:
+            statement = self._statements.only(job)
+            rows = 1 if statement is not None and statement.finds_one else None
+        if job.tenant_id is None or rows is None or rows > _MOST_ROWS:
+            return False
+        # who is not known yet is looked at by itself first
+        job.characters = rows * (self._sizes.of(job.tenant_id) or MOST_CHARACTERS)
+        return job.characters < MOST_CHARACTERS
 
     def _inserts_one(self, job: Job) -> bool:
-        """Is it one query of a tenant's that inserts a row, wherever it is told to?"""
+        """Is it one query of a tenant's that inserts a row that is not long, wherever it is told to?"""
         statement = self._statements.only(job)
-        return job.tenant_id is not None and statement is not None and statement.enters
+        if job.tenant_id is None or statement is None or not statement.enters or not isinstance(job.asked, Ask):
+            return False
+        job.characters = sum(len(value) for value in job.asked.parameters.values() if isinstance(value, str))
+        # what is written will be read
+        self._sizes.note(job.tenant_id, job.characters)
+        return job.characters < _LONG
 
 
 @asynccontextmanager

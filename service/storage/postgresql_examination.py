@@ -79,6 +79,11 @@ from (
 ) as wanted
 where to_regclass(wanted.relation) is not null and exists (select 1 from pg_roles where rolname = wanted.role)
     and not has_table_privilege(wanted.role, wanted.relation, wanted.privilege)
+union all
+select 'agent_platform_tenant', 'function ' || wanted, 'execute'
+from unnest(array['is_blank(text)', 'is_utc(text)', 'not_before_the_last_run(text, text)']) as wanted
+where to_regprocedure(wanted) is not null and exists (select 1 from pg_roles where rolname = 'agent_platform_tenant')
+    and not has_function_privilege('agent_platform_tenant', wanted, 'execute')
 order by 1, 2, 3
 """
 # the smallest of the limits of connections that are set, for the user and for the database

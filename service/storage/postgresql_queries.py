@@ -13,7 +13,7 @@ from service.storage.scope import Statement
 from service.storage.units import Ask, Together
 
 # for which tenant, None for what belongs to none, and with which values
-Asked = tuple[str | None, Mapping[str, Any]]
+Asked = tuple[Any, Mapping[str, Any]]
 
 # A query that reads, for several sets of values in one round trip, which is one transaction: a row says by its number whose
 # it is. Each says first for which tenant it is: what a filter that looks at no row holds back is not begun before it has let
@@ -25,7 +25,7 @@ from (select * from ({sql}) as asked offset 0) as one
 where (select count(*) from entered) > 0
 """
 # One that inserts `from entered`, likewise: it makes nothing, and has no row, for a tenant that somebody else writes for. It
-# waits for no other lock for long either: there are others in the same transaction.
+# waits for no row for long either: there are others in the same transaction. Its tables are locked before that is said.
 _WRITTEN = """
 with entered as materialized (
     select set_config('agent_platform.tenant_id', {tenant}, true), set_config('lock_timeout', '100', true)
@@ -82,16 +82,23 @@ class PostgresqlQuery:
             return self._row(rows[0], 0) if rows else None
         return [self._row(row, 0) for row in rows]
 
-    async def read_each(self, connection: asyncpg.Connection, asked: Sequence[Asked]) -> list[Any]:
+    async def read_each(
+        self,
+        connection: asyncpg.Connection,
+        asked: Sequence[Asked],
+        measure: Callable[[str, Sequence[asyncpg.Record]], None],
+    ) -> list[Any]:
         """The answer to each of `asked`, for its tenant, in a transaction of their own where none has begun.
 
-        What writes, or belongs to no tenant, wants one that has begun.
+        `measure` gets each tenant's rows. What writes, or belongs to no tenant, wants a transaction that has begun.
         """
         if self.writes or asked[0][0] is None:
             return [await self.run(connection, values) for _, values in asked]
         found: list[list[asyncpg.Record]] = [[] for _ in asked]
         for row in await self._run_each(connection, asked):
             found[row[0]].append(row)
+        for (tenant_id, _), rows in zip(asked, found, strict=True):
+            measure(tenant_id, rows)
         return [self._answer(rows) for rows in found]
 
     async def write_each(self, connection: asyncpg.Connection, asked: Sequence[Asked]) -> list[dict[str, Any] | None]:
@@ -183,10 +190,17 @@ class TogetherQuery(PostgresqlQuery):
         """The values of all queries as those of the one."""
         return {_joint(n, name): value for n, (_, values) in enumerate(bound) for name, value in values.items()}
 
+    async def run(self, connection: asyncpg.Connection, parameters: Mapping[str, Any]) -> Any:
+        rows = await connection.fetch(self._sql, *(parameters[name] for name in self._parameters))
+        return self._tuple(rows, 0)
+
     def _answer(self, rows: Sequence[asyncpg.Record]) -> Any:
-        # behind the number and the values stands, whether there is a row beside them
-        is_there = 1 + self._values
-        return (*rows[0][1:is_there], [self._row(row, is_there + 1) for row in rows if row[is_there]])
+        return self._tuple(rows, 1)
+
+    def _tuple(self, rows: Sequence[asyncpg.Record], first: int) -> tuple[Any, ...]:
+        """What all queries answer: the values from column number `first` on, and behind them whether there are rows."""
+        is_there = first + self._values
+        return (*rows[0][first:is_there], [self._row(row, is_there + 1) for row in rows if row[is_there]])
 
 
 def _jointly(number: int, query: Query) -> str:

@@ -4,42 +4,65 @@ What looks a few rows up, whoever's they are, shares a transaction: each query s
 is read before (postgresql_queries.py). What may take longer has one of its tenant's.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
-from service.storage.postgresql_errors import PASSING
+from service.storage.postgresql_errors import LOST, PASSING
 from service.storage.postgresql_lanes import Job
 from service.storage.postgresql_queries import PostgresqlQuery, Statements
 from service.storage.postgresql_transactions import begin
 
+# characters: a row of fewer costs as much, for what is around it
+_SHORTEST = 1024
+# for so many seconds
+_REMEMBERED = 60.0
+_MOST_KNOWN = 10_000
+
 
 class Reading:
-    """The two kinds of work of lanes that read."""
+    """The two kinds of work of lanes that read.
 
-    def __init__(self, statements: Statements) -> None:
+    `sizes` hears how long each tenant's rows are; `again` takes jobs that could not share a transaction.
+    """
+
+    def __init__(self, statements: Statements, sizes: "Sizes", again: Callable[[Job], None]) -> None:
         self._statements = statements
+        self._sizes = sizes
+        self._again = again
 
     async def look_up(self, connection: asyncpg.Connection, jobs: list[Job]) -> None:
-        """Answers jobs of any tenants, each of one query. What the database says of one is nobody else's."""
+        """Answers jobs of any tenants, each of one query. What is wrong with one, or takes too long, is nobody else's."""
         alike: dict[PostgresqlQuery, list[_Asked]] = {}
         for job in jobs:
             if (asked := self._bound(job)) is not None:
                 alike.setdefault(asked.statement, []).append(asked)
         for statement, asking in alike.items():
             try:
-                await _answer(connection, statement, asking)
+                await self._answer(connection, statement, asking)
+            except LOST:
+                raise
             except asyncpg.PostgresError as error:
-                if isinstance(error, PASSING):
-                    raise
-                # which of them it was, each finds out by itself
-                for each in asking:
-                    try:
-                        await _answer(connection, statement, [each])
-                    except asyncpg.PostgresError as its_own:
-                        each.job.fail(its_own)
+                if len(asking) == 1:
+                    asking[0].job.fail(error)
+                elif isinstance(error, PASSING):
+                    for each in asking:
+                        self._again(each.job)
+                else:
+                    # which of them it was, each finds out by itself
+                    for each in asking:
+                        await self._answer_alone(connection, each)
+
+    async def _answer_alone(self, connection: asyncpg.Connection, asked: "_Asked") -> None:
+        try:
+            await self._answer(connection, asked.statement, [asked])
+        except asyncpg.PostgresError as error:
+            asked.job.fail(error)
 
     async def read(self, connection: asyncpg.Connection, jobs: list[Job]) -> None:
         """Runs jobs of one tenant to their ends. What the database raises is told to all: their transaction is lost."""
@@ -67,10 +90,20 @@ class Reading:
             together = [each for each in waiting if each.statement is statement] if statement.is_small else waiting[:1]
             # the caller's list too, so that no answer is held by it
             waiting[:] = [each for each in waiting if each not in together]
-            await _answer(connection, statement, together)
+            await self._answer(connection, statement, together)
             for each in together:
                 if (asked := self._bound(each.job, jobs)) is not None:
                     waiting.append(asked)
+
+    async def _answer(self, connection: asyncpg.Connection, statement: PostgresqlQuery, asking: Sequence["_Asked"]) -> None:
+        """Asks the same for each of them, and gives each its answer."""
+        asked = [(each.job.tenant_id, each.values) for each in asking]
+        answers = await statement.read_each(connection, asked, self._sizes.measure)
+        for each, answer in zip(asking, answers, strict=True):
+            each.job.go_on(answer)
+            if each.is_last and each.job.asked is not None:
+                each.job.asked = None
+                each.job.fail(RuntimeError("A unit asked for more after what it called its last query."))
 
     def _bound(self, job: Job, jobs: list[Job] | None = None) -> "_Asked | None":
         """What the unit asks for now; None where it has ended, and is no longer one of `jobs`."""
@@ -87,6 +120,41 @@ class Reading:
         return None
 
 
+class Sizes:
+    """How long the rows of each tenant are, as far as its requests have shown: who has long ones shares with nobody.
+
+    Of what was measured within a minute, the longest counts: one large row among small ones is not forgotten at once.
+    """
+
+    def __init__(self) -> None:
+        # characters, and until when by the loop's clock; the tenants that were measured last at the end
+        self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def of(self, tenant_id: str) -> int | None:
+        """How many characters a row of the tenant's has, about; None where nobody has looked lately."""
+        characters, until = self._known.get(tenant_id, (0, -math.inf))
+        return characters if self._now() < until else None
+
+    def measure(self, tenant_id: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Takes a look at what one query has found."""
+        if rows:
+            texts = (value for row in rows for value in row if isinstance(value, str))
+            self.note(tenant_id, sum(map(len, texts)) // len(rows))
+
+    def note(self, tenant_id: str, characters: int) -> None:
+        """Remembers how long a row is."""
+        characters = max(characters, _SHORTEST)
+        known = self.of(tenant_id)
+        if known is None or characters >= known:
+            self._known[tenant_id] = (characters, self._now() + _REMEMBERED)
+            self._known.move_to_end(tenant_id)
+            if len(self._known) > _MOST_KNOWN:
+                self._known.popitem(last=False)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Asked:
     """What a unit asks for and waits for."""
@@ -95,13 +163,3 @@ class _Asked:
     statement: PostgresqlQuery
     values: Mapping[str, Any]
     is_last: bool
-
-
-async def _answer(connection: asyncpg.Connection, statement: PostgresqlQuery, asking: Sequence[_Asked]) -> None:
-    """Asks the same for each of them, and gives each its answer."""
-    answers = await statement.read_each(connection, [(each.job.tenant_id, each.values) for each in asking])
-    for each, answer in zip(asking, answers, strict=True):
-        each.job.go_on(answer)
-        if each.is_last and each.job.asked is not None:
-            each.job.asked = None
-            each.job.fail(RuntimeError("A unit asked for more after what it called its last query."))

@@ -8,6 +8,7 @@ transaction of its tenant's, with what has queued up for it: its end begins the 
 that is alone goes without a savepoint.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from service.storage.postgresql_lanes import Job
 from service.storage.postgresql_queries import PostgresqlQuery, Statements
 from service.storage.postgresql_transactions import begin
 from service.storage.units import Ask
+
+# seconds after which a job that could not share a transaction is refused, instead of waiting as long again
+_LONGEST_WAIT = 2.5
 
 
 class Writing:
@@ -54,11 +58,14 @@ class Writing:
             except (asyncpg.PostgresError, asyncpg.InterfaceError):
                 # nothing is stored
                 made = [None] * len(asking)
+            now = asyncio.get_running_loop().time()
             for (job, _), row in zip(asking, made, strict=True):
-                if row is None:
+                if row is not None:
+                    job.go_on(row)
+                elif now - job.since < _LONGEST_WAIT:
                     self._again(job)
                 else:
-                    job.go_on(row)
+                    job.fail(Unavailable())
 
     async def commit(self, connection: asyncpg.Connection, jobs: list[Job]) -> None:
         """One transaction for all jobs of a tenant, a savepoint each.

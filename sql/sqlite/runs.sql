@@ -1,4 +1,4 @@
--- SQLite finds the time of a new run in the statement that writes it; in PostgreSQL a trigger does.
+-- SQLite finds the time of a new run in the statement that writes it; in PostgreSQL a function does.
 
 -- name: create_run(tenant_id, agent_id, agent_name, task, model, status, prompt, response, error, steps, prompt_tokens, completion_tokens, created_at, duration_ms)^
 -- Not older than the run stored before it, whatever began first and whatever the clock says.

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from service.errors import Unavailable
-from service.storage.postgresql_lanes import MOST_ROWS, Job, Lanes
+from service.storage.postgresql_lanes import MOST_CHARACTERS, Job, Lanes
 from tests.support.storage import nothing
 
 
@@ -55,8 +55,8 @@ def bind(asked: Any) -> Any:
     raise AssertionError
 
 
-def queued(served: Lanes, tenant_id: str, rows: int = 1) -> asyncio.Future[Any]:
-    job = Job(nothing(), bind, tenant_id, asyncio.get_running_loop().create_future(), rows=rows)
+def queued(served: Lanes, tenant_id: str, characters: int = 1) -> asyncio.Future[Any]:
+    job = Job(nothing(), bind, tenant_id, asyncio.get_running_loop().create_future(), characters=characters)
     served.run(job)
     return job.answer
 
@@ -100,7 +100,7 @@ async def test_a_connection_that_breaks_fails_its_own_work_and_the_next_one_does
 
 
 async def turns_of(jobs: list[tuple[str, int]]) -> list[list[str]]:
-    """The turns in which one connection serves the jobs, each a tenant and how many rows it looks at."""
+    """The turns in which one connection serves the jobs, each a tenant and how many characters it takes."""
     turns: list[list[str]] = []
 
     async def work(connection: Connection, jobs: list[Job]) -> None:
@@ -110,29 +110,33 @@ async def turns_of(jobs: list[tuple[str, int]]) -> list[list[str]]:
             job.succeed(None)
 
     served = lanes(Pool(), 1, work, is_shared=True)
-    answers = [queued(served, tenant, rows) for tenant, rows in jobs]
+    answers = [queued(served, tenant, characters) for tenant, characters in jobs]
     async with asyncio.timeout(1):
         await asyncio.gather(*answers)
         await served.close()
     return turns
 
 
-async def test_tenants_share_a_turn_up_to_its_rows() -> None:
-    assert await turns_of([("a", 1), ("b", 1), ("a", 1), ("c", MOST_ROWS - 3)]) == [["a", "a", "b", "c"]]
-    assert await turns_of([("a", 1), ("b", MOST_ROWS), ("c", 1)]) == [["a"], ["b"], ["c"]]
+async def test_tenants_share_a_turn_up_to_its_size() -> None:
+    assert await turns_of([("a", 1), ("b", 1), ("a", 1), ("c", MOST_CHARACTERS - 3)]) == [["a", "a", "b", "c"]]
+    assert await turns_of([("a", 1), ("b", MOST_CHARACTERS), ("c", 1)]) == [["a"], ["b"], ["c"]]
 
 
 async def test_what_is_larger_than_a_turn_has_one_of_its_own() -> None:
-    assert await turns_of([("a", MOST_ROWS + 1), ("b", MOST_ROWS + 1)]) == [["a"], ["b"]]
+    assert await turns_of([("a", MOST_CHARACTERS + 1), ("b", MOST_CHARACTERS + 1)]) == [["a"], ["b"]]
 
 
 async def test_a_tenant_that_asks_for_much_leaves_the_next_turn_to_others() -> None:
-    assert await turns_of([("a", 60)] * 5 + [("b", 1), ("c", 1)]) == [["a", "a"], ["b", "c", "a", "a"], ["a"]]
+    assert await turns_of([("a", MOST_CHARACTERS // 2 - 3)] * 5 + [("b", 1), ("c", 1)]) == [
+        ["a", "a"],
+        ["b", "c", "a", "a"],
+        ["a"],
+    ]
 
 
 async def test_who_had_no_part_of_a_turn_is_first_in_the_next_one() -> None:
     """Else it would be passed by for as long as there are small ones."""
-    assert await turns_of([("a", 1), ("z", MOST_ROWS), ("b", 1), ("b", 1)]) == [["a"], ["z"], ["b", "b"]]
+    assert await turns_of([("a", 1), ("z", MOST_CHARACTERS), ("b", 1), ("b", 1)]) == [["a"], ["z"], ["b", "b"]]
 
 
 async def test_a_turn_has_no_more_than_so_many_jobs() -> None:

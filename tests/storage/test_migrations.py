@@ -43,7 +43,7 @@ RELEASED: dict[str, dict[str, str]] = {
         "0005_access.sql": "04c84a78bb43fad28c310cf8913aa0d20686ffca185e19707fb97ab62f70a71e",
         "0006_usage.sql": "6045d8363ae21608d0dfaab5b460d55a3d7275755eebf6d91e3d2d0d6a4780f9",
         "0007_deletion.sql": "4d714f8b5c19dbfc85e8cf0500debc91dd6bc427cdde9306fbe55c8ca330f19e",
-        "0008_times_of_runs.sql": "df713d94daf46891ed1d24cf58832b0bec5f548321e2304d63b862ce34a19ea1",
+        "0008_times_of_runs.sql": "b3a22ef6dc1d3b0d1f7f75f39ad8ddad3f527ba4fc1b5c9055de0a02b4f69293",
     },
 }
 IDS = {engine: [name.partition(".")[0] for name in files] for engine, files in RELEASED.items()}

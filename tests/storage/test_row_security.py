@@ -184,6 +184,9 @@ async def test_lock_5_holds_each_query_of_a_shared_transaction_to_its_own_tenant
 ) -> None:
     house.set_back()
     a, b = Scope(locked, "a", None), Scope(locked, "b", None)
+    # who is known to have short rows
+    for who in (a, b):
+        locked._sizes.note(who.tenant_id, 1)
     turns = watched_turns(monkeypatch)
     for each in BROKEN[name]:
         answers = await asyncio.gather(*(run_query(who, each, QUERIES[name], ask_last) for who in (a, b, a, b)))
@@ -199,6 +202,9 @@ async def test_lock_5_holds_each_page_of_a_shared_transaction_to_its_own_tenant(
 ) -> None:
     house.set_back()
     a, b = Scope(locked, "a", None), Scope(locked, "b", None)
+    # who is known to have short rows
+    for who in (a, b):
+        locked._sizes.note(who.tenant_id, 1)
     turns = watched_turns(monkeypatch)
     names = ("agent_exists", "total_runs", listing)
     answers = await asyncio.gather(*(who.read(without_any(*names)) for who in (a, b, a, b)))
@@ -211,9 +217,9 @@ def watched_turns(monkeypatch: pytest.MonkeyPatch) -> list[list[str | None]]:
     turns: list[list[str | None]] = []
     read_each = PostgresqlQuery.read_each
 
-    async def watched(self: Any, connection: Any, asked: Any) -> Any:
+    async def watched(self: Any, connection: Any, asked: Any, measure: Any) -> Any:
         turns.append([tenant_id for tenant_id, _ in asked])
-        return await read_each(self, connection, asked)
+        return await read_each(self, connection, asked, measure)
 
     monkeypatch.setattr(PostgresqlQuery, "read_each", watched)
     return turns

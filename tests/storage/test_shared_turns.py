@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 
 from service.resources import resource
 from service.storage.postgresql import PostgresqlDatabase
-from service.storage.postgresql_lanes import MOST_ROWS, Job
+from service.storage.postgresql_lanes import Job
 from service.storage.postgresql_queries import Asked, PostgresqlQuery
+from service.storage.postgresql_reading import Sizes
 from service.storage.queries import load_queries
 from service.storage.scope import Scope, Unscoped
 from service.storage.units import ForeignKeyViolation, Unit, ask, ask_last, ask_together
@@ -58,6 +60,8 @@ async def tenants(storage: PostgresqlDatabase) -> list[Scope]:
     await Unscoped(storage).write(unit())
     scopes = [Scope(storage, name, None) for name in NAMES]
     for scope in scopes:
+        # known to have short rows
+        storage._sizes.note(scope.tenant_id, 1)
         await scope.one("create_tool", name=f"{scope.tenant_id}'s", description="d", now=utc_now())
         await scope.value("create_agent_id")
     return scopes
@@ -70,9 +74,9 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> list[list[str | None]]:
     for name in ("read_each", "write_each"):
         really = getattr(PostgresqlQuery, name)
 
-        async def watched(self: Any, connection: Any, asked: list[Asked], really: Any = really) -> Any:
+        async def watched(self: Any, connection: Any, asked: list[Asked], *more: Any, really: Any = really) -> Any:
             seen.append([tenant_id for tenant_id, _ in asked])
-            return await really(self, connection, asked)
+            return await really(self, connection, asked, *more)
 
         monkeypatch.setattr(PostgresqlQuery, name, watched)
     return seen
@@ -85,8 +89,8 @@ def other(database: str) -> Iterator["psycopg.Connection[Any]"]:
         yield connection
 
 
-def run(agent_id: int, task: str = "t") -> Unit[Any]:
-    texts = {"agent_name": "n", "task": task, "model": "gpt-4o", "status": "completed", "prompt": "p", "response": "r"}
+def run(agent_id: int, task: str = "t", prompt: str = "p") -> Unit[Any]:
+    texts = {"agent_name": "n", "task": task, "model": "gpt-4o", "status": "completed", "prompt": prompt, "response": "r"}
     rest = {"error": None, "steps": "[]", "prompt_tokens": 1, "completion_tokens": 1, "created_at": utc_now()}
     return (yield ask_last("create_run", agent_id=agent_id, **texts, **rest, duration_ms=1))
 
@@ -134,15 +138,84 @@ async def test_a_page_of_anothers_agent_is_empty(tenants: list[Scope]) -> None:
     assert await b.read(page(1)) == (False, 0, [])
 
 
-async def test_no_more_rows_than_a_page_has_are_looked_at_in_one_turn(
-    tenants: list[Scope], turns: list[list[str | None]]
+async def test_who_has_long_rows_or_is_not_known_shares_with_nobody(
+    tenants: list[Scope], turns: list[list[str | None]], storage: PostgresqlDatabase
 ) -> None:
-    large = MOST_ROWS - 20
-    await asyncio.gather(*(scope.read(page(number, large)) for number, scope in enumerate(tenants, 1)))
-    assert turns == [["a"], ["b"], ["c"]]
+    a, b, _ = tenants
+    storage._sizes._known.clear()
+    await asyncio.gather(a.one("get_tool", tool_id=1), b.one("get_tool", tool_id=2))
+    assert turns == [["a"], ["b"]]
+    # c has found nothing, and is not known yet
+    await asyncio.gather(*(scope.one("get_tool", tool_id=1) for scope in tenants))
+    assert turns[2:] == [["a", "b"], ["c"]]
+    # a's run is known to be long as soon as it is written; a page may be twenty of these
     turns.clear()
-    await asyncio.gather(*(scope.read(page(number, 20)) for number, scope in enumerate(tenants, 1)))
-    assert turns == [["a", "b", "c"]]
+    await a.write(run(1, "t" * 20_000))
+    await asyncio.gather(a.read(page(1, 20)), b.read(page(2)), b.read(page(2)))
+    await asyncio.gather(a.one("get_tool", tool_id=1), b.one("get_tool", tool_id=2))
+    assert (turns[0], sorted(turns[1:3]), turns[3:]) == (["a"], [["a"], ["b", "b"]], [["a", "b"]])
+
+
+async def test_a_long_answer_is_remembered_for_a_minute(
+    storage: PostgresqlDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = asyncio.get_running_loop().time()
+    monkeypatch.setattr(Sizes, "_now", lambda self: now)
+    storage._sizes.measure("a", [("t" * 300_000, 7, None), ("s", "t", 8)])
+    storage._sizes.measure("a", [("s", 7)])
+    storage._sizes.measure("a", [])
+    assert storage._sizes.of("a") == 150_001
+    now += 59
+    assert storage._sizes.of("a") == 150_001
+    now += 2
+    assert storage._sizes.of("a") is None
+    storage._sizes.measure("a", [("s", 7)])
+    assert storage._sizes.of("a") == 1024
+
+
+async def test_a_run_that_is_long_is_stored_by_a_transaction_of_its_tenants(
+    tenants: list[Scope], turns: list[list[str | None]], database: str
+) -> None:
+    units = [run(1, "t" * 19_000, prompt="p" * 20_000), run(2), run(3)]
+    await asyncio.gather(*(scope.write(unit) for scope, unit in zip(tenants, units, strict=True)))
+    assert turns == [["b", "c"]]
+    assert rows(database, "select count(*) from runs") == [(3,)]
+
+
+async def test_a_query_that_the_server_ends_in_a_shared_turn_is_asked_again_by_its_tenant_alone(
+    tenants: list[Scope], turns: list[list[str | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetchmany = asyncpg.Connection.fetchmany
+
+    async def cancelled(self: asyncpg.Connection, query: str, arguments: list[Any], **more: Any) -> Any:
+        if len({each[-1] for each in arguments}) > 1:
+            raise asyncpg.QueryCanceledError("canceling statement due to statement timeout")
+        return await fetchmany(self, query, arguments, **more)
+
+    monkeypatch.setattr(asyncpg.Connection, "fetchmany", cancelled)
+    found = await asyncio.gather(*(scope.one("get_tool", tool_id=n) for n, scope in enumerate(tenants, 1)))
+    assert [row and row["name"] for row in found] == ["a's", "b's", "c's"]
+    assert turns == [["a", "b", "c"], ["a"], ["b"], ["c"]]
+    made = await asyncio.gather(*(scope.write(run(n)) for n, scope in enumerate(tenants, 1)))
+    assert len(made) == 3
+
+
+async def test_a_table_that_is_locked_is_503_in_time_and_nothing_is_stored_or_charged(
+    serve: Serve, other: "psycopg.Connection[Any]", database: str
+) -> None:
+    """As `vacuum full` does: the server says that nothing was done, before our own patience ends."""
+    client = await serve()
+    path = f"/agents/{(await make_agent(client))['id']}/run"
+    task = {"task": "Say hello", "model": "gpt-4o"}
+    other.execute("lock table runs in access exclusive mode")
+    began = time.monotonic()
+    answers = await asyncio.gather(*(client.post(path, json=task, headers=KEY_A) for _ in range(3)))
+    assert {answer.status for answer in answers} == {503}
+    assert time.monotonic() - began < 6
+    other.rollback()
+    stored = await client.post(path, json=task, headers=KEY_A)
+    assert (stored.status, stored.headers["RateLimit"].split(";")[1]) == (200, "r=4")
+    assert rows(database, "select count(*) from runs") == [(1,)]
 
 
 async def test_what_is_wrong_with_one_look_up_is_nobody_elses(tenants: list[Scope], turns: list[list[str | None]]) -> None:
@@ -286,7 +359,10 @@ QUICK = [
 async def test_what_may_take_long_shares_its_turn_with_nobody(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client = await serve()
     await make_agent(client)
-    lanes = engine_in(client.app)._lookups
+    engine = engine_in(client.app)
+    assert isinstance(engine, PostgresqlDatabase)
+    engine._sizes.note("tenant_a", 1)
+    lanes = engine._lookups
     really = lanes.run
     shared: list[Job] = []
 
@@ -312,5 +388,5 @@ async def test_a_connection_is_left_without_a_tenant_and_without_what_the_turn_h
     connections: list[asyncpg.Connection] = [await storage._pool.acquire() for _ in range(storage._pool.get_size())]
     for connection in connections:
         assert not await connection.fetchval("select current_setting('agent_platform.tenant_id', true)")
-        assert await connection.fetchval("show lock_timeout") == "5s"
+        assert await connection.fetchval("show lock_timeout") == "2s"
         await storage._pool.release(connection)

@@ -254,8 +254,8 @@ def _watch_postgresql(patch: Patch, then: Then) -> None:
         await told(*self.names)
         return found
 
-    async def watched_reads(self: Any, connection: Any, asked: Any) -> Any:
-        found = await read_each(self, connection, asked)
+    async def watched_reads(self: Any, connection: Any, asked: Any, measure: Any) -> Any:
+        found = await read_each(self, connection, asked, measure)
         # else it was run, and told of there
         if asked[0][0] is not None and not self.writes:
             await told(*self.names)
