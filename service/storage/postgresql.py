@@ -15,7 +15,7 @@ import asyncpg
 from service.errors import Unavailable
 from service.storage.migrations import MigrationError
 from service.storage.postgresql_errors import PASSING
-from service.storage.postgresql_lanes import MOST_CHARACTERS, Job, Lanes
+from service.storage.postgresql_lanes import Job, Lanes
 from service.storage.postgresql_queries import Statements
 from service.storage.postgresql_reading import Reading, Sizes
 from service.storage.postgresql_transactions import PREPARED
@@ -29,9 +29,7 @@ _LOOKUPS = 2
 _READERS = 2
 _INSERTS = 1
 _WRITERS = 3
-# how many rows a query that shares a transaction may look at: about as many as one page has
-_MOST_ROWS = 128
-# how many characters a row has that is inserted by itself
+# what has so many characters shares no turn
 _LONG = 32 * 1024
 # a tenant's read that takes longer than this, in seconds, lets its others pass
 _SLOW = 0.005
@@ -153,11 +151,11 @@ class PostgresqlDatabase:
         else:
             statement = self._statements.only(job)
             rows = 1 if statement is not None and statement.finds_one else None
-        if job.tenant_id is None or rows is None or rows > _MOST_ROWS:
+        if job.tenant_id is None or rows is None:
             return False
         # who is not known yet is looked at by itself first
-        job.characters = rows * (self._sizes.of(job.tenant_id) or MOST_CHARACTERS)
-        return job.characters < MOST_CHARACTERS
+        job.characters = rows * (self._sizes.of(job.tenant_id) or _LONG)
+        return job.characters < _LONG
 
     def _inserts_one(self, job: Job) -> bool:
         """Is it one query of a tenant's that inserts a row that is not long, wherever it is told to?"""

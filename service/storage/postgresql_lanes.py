@@ -17,8 +17,8 @@ from service.storage.scope import Bind
 from service.storage.units import Ask, Together, Unit
 
 _LARGEST_BATCH = 64
-# how many characters may go to or fro in a turn that is shared: a tenth of a second on a link of ten megabytes a second
-MOST_CHARACTERS = 256 * 1024
+# how many characters may go to or fro in a turn that is shared: it takes no time that anybody would notice
+MOST_CHARACTERS = 128 * 1024
 
 
 @dataclass(slots=True, eq=False)

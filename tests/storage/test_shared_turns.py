@@ -338,8 +338,10 @@ QUICK = [
     ("/runs", True),
     ("/runs?status=failed", True),
     ("/runs?agent_id=1", True),
-    ("/runs?limit=100", True),
+    ("/runs?limit=30", True),
     ("/agents/1/runs", True),
+    # long at any rate
+    ("/runs?limit=100", False),
     # these may go through all that a tenant has
     ("/runs?model=gpt-4o", False),
     ("/runs?agent_id=1&status=failed", False),
