@@ -163,6 +163,7 @@ class PostgresqlDatabase:
         if job.tenant_id is None or statement is None or not statement.enters or not isinstance(job.asked, Ask):
             return False
         job.characters = sum(len(value) for value in job.asked.parameters.values() if isinstance(value, str))
+        job.since = asyncio.get_running_loop().time()
         # what is written will be read
         self._sizes.note(job.tenant_id, job.characters)
         return job.characters < _LONG

@@ -6,7 +6,7 @@ Two kinds of lanes: those where a turn is one tenant's, and those where what is 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -34,8 +34,8 @@ class Job:
     asked: Ask | Together | None = None
     # how many characters it takes of a turn that it shares, as far as is known
     characters: int = 1
-    # since when it waits, by the loop's clock
-    since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    # since when it waits, by the loop's clock, where that is asked for
+    since: float = 0.0
 
     def go_on(self, answer: Any = None) -> None:
         """Gives the unit what it has asked for, at first nothing: it asks for more, or ends, and whoever waits is told."""

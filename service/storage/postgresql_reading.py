@@ -5,7 +5,6 @@ is read before (postgresql_queries.py). What may take longer has one of its tena
 """
 
 import asyncio
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,17 +122,20 @@ class Reading:
 class Sizes:
     """How long the rows of each tenant are, as far as its requests have shown: who has long ones shares with nobody.
 
-    Of what was measured within a minute, the longest counts: one large row among small ones is not forgotten at once.
+    The longest counts that was seen since the tenant is known. After a minute it is not known any more, and looked at anew.
     """
 
     def __init__(self) -> None:
-        # characters, and until when by the loop's clock; the tenants that were measured last at the end
+        # characters, and until when by the loop's clock; the oldest first
         self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def of(self, tenant_id: str) -> int | None:
         """How many characters a row of the tenant's has, about; None where nobody has looked lately."""
-        characters, until = self._known.get(tenant_id, (0, -math.inf))
-        return characters if self._now() < until else None
+        known = self._known.get(tenant_id)
+        if known is not None and known[1] > self._now():
+            return known[0]
+        self._known.pop(tenant_id, None)
+        return None
 
     def measure(self, tenant_id: str, rows: Sequence[Sequence[Any]]) -> None:
         """Takes a look at what one query has found."""
@@ -143,10 +145,10 @@ class Sizes:
 
     def note(self, tenant_id: str, characters: int) -> None:
         """Remembers how long a row is."""
-        characters = max(characters, _SHORTEST)
-        known = self.of(tenant_id)
-        if known is None or characters >= known:
-            self._known[tenant_id] = (characters, self._now() + _REMEMBERED)
+        known = self._known.get(tenant_id)
+        # the clock is not looked at for each row that is as short as all of them
+        if known is None or characters > known[0]:
+            self._known[tenant_id] = (max(characters, _SHORTEST), self._now() + _REMEMBERED)
             self._known.move_to_end(tenant_id)
             if len(self._known) > _MOST_KNOWN:
                 self._known.popitem(last=False)
