@@ -29,6 +29,7 @@ _LOOKUPS = 2
 _READERS = 2
 _INSERTS = 1
 _WRITERS = 3
+CONNECTIONS = _LOOKUPS + _READERS + _INSERTS + _WRITERS
 # what has so many characters shares no turn
 _LONG = 32 * 1024
 # a tenant's read that takes longer than this, in seconds, lets its others pass
@@ -85,7 +86,7 @@ class PostgresqlDatabase:
             pool = await asyncpg.create_pool(
                 url,
                 min_size=1,
-                max_size=_LOOKUPS + _READERS + _INSERTS + _WRITERS,
+                max_size=CONNECTIONS,
                 timeout=_PATIENCE,
                 command_timeout=patience,
                 statement_cache_size=256,

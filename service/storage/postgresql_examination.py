@@ -9,10 +9,9 @@ import psycopg
 
 from service.storage.examination import Finding, migrations, ok, problem, warning
 from service.storage.migrations import known_migrations
+from service.storage.postgresql import CONNECTIONS
 from service.storage.postgresql_migrations import OLDEST, clear, connect, shown, tables_and_migrations
 
-# of each process, at the most (postgresql.py)
-_CONNECTIONS = 8
 # seconds between two clocks that nobody notices
 _APART = 2.0
 
@@ -154,7 +153,7 @@ def _durability(settings: dict[str, str]) -> Finding:
 def _room(connection: Connection, settings: dict[str, str], workers: int) -> Finding:
     reserved = int(settings["superuser_reserved_connections"]) + int(settings.get("reserved_connections", 0))
     # one more of all of them has the turn to delete old runs
-    room, needed = int(settings["max_connections"]) - reserved, workers * _CONNECTIONS + 1
+    room, needed = int(settings["max_connections"]) - reserved, workers * CONNECTIONS + 1
     row = connection.execute(_OTHERS).fetchone()
     others = 0 if row is None else row[0]
     said = f"{workers} worker{'s' * (workers > 1)} may want {needed} connections, and there are {room}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.config import Config
+from service.storage.postgresql import CONNECTIONS
 
 _CORES = 8
 _DATABASE_CORES = 16
@@ -18,8 +19,8 @@ def growing(facts: Mapping[str, Any]) -> str:
     """A Markdown table; what follows from a measured figure, and was not measured itself, is marked as inferred."""
     routes = list(facts["routes"].values())
     of_service, of_database = ([each[of] for each in routes] for of in ("service_ms", "database_ms"))
-    connections = facts["connections_per_process"]["ours"]
-    workers = (_ALLOWED - _KEPT) // connections
+    seen = facts["connections_per_process"]["ours"]
+    workers = (_ALLOWED - _KEPT) // CONNECTIONS
     limit, window = Config.rate_limit, Config.rate_window
     size = sum(facts["bytes_per_run"].values())
     one_process = [each["rate"] for each in routes]
@@ -38,7 +39,7 @@ def growing(facts: Mapping[str, Any]) -> str:
             "one process on PostgreSQL",
             f"{_rates(one_process)} (measured, 16 tenants, the database beside it); so many runs are what "
             f"{_few(busy_tenants)} tenants get that use up {limit} in {window} s all the time (inferred)",
-            f"{connections} (measured)",
+            f"{CONNECTIONS} at the most, {seen} for these three (measured)",
             f"its core, of which a run takes {of_service[2]:.2f} ms (measured)",
             "`--workers`, `--limiter redis://…`",
         ),
@@ -47,7 +48,7 @@ def growing(facts: Mapping[str, Any]) -> str:
             f"{_rates(facts['two_workers'])} with two workers on two cores, which the database and the load generator "
             f"use, too (measured); with {_CORES} cores {_rates(one_machine)} (inferred: a run takes {of_service[2]:.2f} ms "
             f"of a core in the service and {of_database[2]:.2f} ms in the database, measured)",
-            f"{connections} a worker",
+            f"{CONNECTIONS} a worker",
             "its cores",
             "a machine of its own for the database, and more with workers",
         ),
@@ -63,7 +64,7 @@ def growing(facts: Mapping[str, Any]) -> str:
         (
             "a database spread by tenant",
             "on n nodes, n times the tenants (inferred; it has not been tried)",
-            f"{connections} a worker",
+            f"{CONNECTIONS} a worker",
             "a tenant that is larger than a node",
             "nothing here",
         ),

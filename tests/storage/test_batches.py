@@ -7,7 +7,7 @@ import pytest
 
 from service.errors import Unavailable
 from service.storage.scope import Database, Scope
-from service.storage.units import ForeignKeyViolation, UniqueViolation, ask, ask_last
+from service.storage.units import ForeignKeyViolation, UniqueViolation, ask, ask_last, ask_together
 from service.times import utc_now
 
 NOW = utc_now()
@@ -81,6 +81,23 @@ async def test_last_queries_that_fail_stand_beside_longer_units(tenants: tuple[S
     answers = await asyncio.gather(*map(a.write, units), return_exceptions=True)
     assert [type(each) is UniqueViolation for each in answers] == [False, False, False, True, False, True]
     assert sorted(await names(a)) == ["four", "one", "six", "three", "two"]
+
+
+def page_of_tools() -> Any:
+    listing = ask("list_tools", after=0, name=None, limit=10, offset=0)
+    return (yield ask_together(ask("tool_exists", tool_id=1), ask("count_tools", name=None), listing))
+
+
+async def test_several_things_at_once_are_answered_alike_whoever_runs_them(tenants: tuple[Scope, Scope]) -> None:
+    a, b = tenants
+    await a.write(tool("one"))
+    await a.write(tool("two"))
+    for run_unit in (a.read, a.write):
+        is_there, count, found = await run_unit(page_of_tools())
+        assert (bool(is_there), count, [row["name"] for row in found]) == (True, 2, ["one", "two"])
+    for run_unit in (b.read, b.write):
+        is_there, count, found = await run_unit(page_of_tools())
+        assert (bool(is_there), count, found) == (False, 0, [])
 
 
 async def test_what_is_no_reader_s_is_not_read_alone(tenants: tuple[Scope, Scope]) -> None:
