@@ -7,7 +7,7 @@ import pytest
 
 import service.handlers.service
 from service.validation import Validator
-from tests.attacks.generated import attack
+from tests.attacks.generated import attack, is_empty_page
 from tests.attacks.generated_refusals import MISLABELLED, REASONS
 from tests.support.contract import SPEC_FILE
 
@@ -69,3 +69,19 @@ def test_a_valid_request_that_is_refused_is_noticed(monkeypatch: pytest.MonkeyPa
 def test_each_reason_to_refuse_a_valid_request_stands_in_the_spec() -> None:
     spec = " ".join(SPEC_FILE.read_text(encoding="utf-8").split())
     assert [reason.name for reason in (*REASONS, MISLABELLED) if reason.sentence not in spec] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "is_one"),
+    [
+        (b'{"items":[],"total":0,"limit":3,"offset":1430,"next":null}', True),
+        (b'{"items":[{"id":3}],"total":1,"limit":3,"offset":0,"next":null}', False),
+        # how many there are is something of a tenant's, too
+        (b'{"items":[],"total":1,"limit":3,"offset":1430,"next":null}', False),
+        (b'{"id":3,"items":[]}', False),
+        (b"[]", False),
+        (b"", False),
+    ],
+)
+def test_only_a_page_with_nothing_in_it_is_nobodys(body: bytes, is_one: bool) -> None:
+    assert is_empty_page(body) is is_one
