@@ -29,7 +29,8 @@ where tenant_id = :tenant_id and id = :key_id
 returning id, prefix, label, scopes, created_at, expires_at, last_used_at, revoked_at;
 
 -- name: is_rotated(tenant_id, key)$
--- Has another key taken its place? The audit log goes only with the tenant; it is gone through for the answer.
+-- Has another key taken its place? The audit log goes only with the tenant. It is gone through for the answer, so that this is
+-- no quick look-up by an id, and `key` is not called one (Query.finds_one).
 select exists (
     select 1 from audit_log where tenant_id = :tenant_id and resource = 'key' and resource_id = :key and action = 'rotate'
 );

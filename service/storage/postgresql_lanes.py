@@ -17,7 +17,7 @@ from service.storage.scope import Bind
 from service.storage.units import Ask, Together, Unit
 
 _LARGEST_BATCH = 64
-# how many characters may go to or fro in a turn that is shared: it takes no time that anybody would notice
+# how many characters may go to or fro in a turn that is shared: half a megabyte at the most, as UTF-8
 MOST_CHARACTERS = 128 * 1024
 
 

@@ -164,6 +164,18 @@ class Statements:
         query, values = job.bind(job.asked)
         return self._single[query.name], values
 
+    def alike(self, jobs: Sequence[Job]) -> dict[PostgresqlQuery, list[tuple[Job, Mapping[str, Any]]]]:
+        """Jobs by what answers what they ask for, each with its values. One that can't be bound is told so, and left out."""
+        found: dict[PostgresqlQuery, list[tuple[Job, Mapping[str, Any]]]] = {}
+        for job in jobs:
+            try:
+                statement, values = self.of(job)
+            except Exception as error:
+                job.fail(error)
+            else:
+                found.setdefault(statement, []).append((job, values))
+        return found
+
     def only(self, job: Job) -> PostgresqlQuery | None:
         """The one query that answers a job, where it has promised to ask for nothing else."""
         return self._single.get(job.asked.name) if isinstance(job.asked, Ask) and job.asked.is_last else None

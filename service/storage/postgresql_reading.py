@@ -37,11 +37,8 @@ class Reading:
 
     async def look_up(self, connection: asyncpg.Connection, jobs: list[Job]) -> None:
         """Answers jobs of any tenants, each of one query. What is wrong with one, or takes too long, is nobody else's."""
-        alike: dict[PostgresqlQuery, list[_Asked]] = {}
-        for job in jobs:
-            if (asked := self._bound(job)) is not None:
-                alike.setdefault(asked.statement, []).append(asked)
-        for statement, asking in alike.items():
+        for statement, bound in self._statements.alike(jobs).items():
+            asking = [_Asked(job, statement, values, is_last=True) for job, values in bound]
             try:
                 await self._answer(connection, statement, asking)
             except LOST:
@@ -104,7 +101,7 @@ class Reading:
                 each.job.asked = None
                 each.job.fail(RuntimeError("A unit asked for more after what it called its last query."))
 
-    def _bound(self, job: Job, jobs: list[Job] | None = None) -> "_Asked | None":
+    def _bound(self, job: Job, jobs: list[Job]) -> "_Asked | None":
         """What the unit asks for now; None where it has ended, and is no longer one of `jobs`."""
         if job.asked is not None:
             try:
@@ -113,9 +110,8 @@ class Reading:
                 job.fail(error)
             else:
                 return _Asked(job, statement, values, job.asked.is_last)
-        if jobs is not None:
-            # its answer may be large, and is not held until the others have theirs
-            jobs.remove(job)
+        # its answer may be large, and is not held until the others have theirs
+        jobs.remove(job)
         return None
 
 

@@ -9,7 +9,7 @@ that is alone goes without a savepoint.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import asyncpg
@@ -17,7 +17,7 @@ import asyncpg
 from service.errors import OutcomeUnknown, Unavailable
 from service.storage.postgresql_errors import LOST, PASSING, meant
 from service.storage.postgresql_lanes import Job
-from service.storage.postgresql_queries import PostgresqlQuery, Statements
+from service.storage.postgresql_queries import Statements
 from service.storage.postgresql_transactions import begin
 from service.storage.units import Ask
 
@@ -42,15 +42,7 @@ class Writing:
         A tenant that somebody else writes for at the time, or a row that is refused, is nothing to the others: it goes
         `again`, by itself.
         """
-        alike: dict[PostgresqlQuery, list[tuple[Job, Mapping[str, Any]]]] = {}
-        for job in jobs:
-            try:
-                statement, values = self._statements.of(job)
-            except Exception as error:
-                job.fail(error)
-            else:
-                alike.setdefault(statement, []).append((job, values))
-        for statement, asking in alike.items():
+        for statement, asking in self._statements.alike(jobs).items():
             try:
                 made = await statement.write_each(connection, [(job.tenant_id, values) for job, values in asking])
             except LOST as error:

@@ -18,7 +18,6 @@ from service.resources import resource
 from service.storage import postgresql as driver
 from service.storage.engines import engine_of
 from service.storage.postgresql import PostgresqlDatabase
-from service.storage.postgresql_queries import PostgresqlQuery
 from service.storage.postgresql_transactions import PREPARED
 from service.storage.queries import Query, load_queries
 from service.storage.scope import Database, Scope, Statement, Unscoped
@@ -27,7 +26,7 @@ from service.times import utc_now
 from tests.storage.planted import Planted, planted
 from tests.support import postgresql
 from tests.support.direct import Direct, direct
-from tests.support.storage import made
+from tests.support.storage import made, watched_turns
 from tests.support.tenancy import THEIRS, parameters, plant
 
 pytestmark = pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
@@ -172,6 +171,13 @@ async def test_lock_5_a_query_without_its_tenant_predicate_reaches_nothing(
     assert beside.contents() == before
 
 
+def both(locked: PostgresqlDatabase) -> tuple[Scope, Scope]:
+    """a and b, who are known to have short rows, and share what they look up."""
+    for name in "ab":
+        locked._sizes.note(name, 1)
+    return Scope(locked, "a", None), Scope(locked, "b", None)
+
+
 def without_any(*names: str) -> Unit[Any]:
     """A page whose queries have lost all their tenant predicates."""
     return (yield ask_together(*(ask(BROKEN[name][-1].name, **parameters(QUERIES[name])) for name in names), rows=10))
@@ -183,11 +189,8 @@ async def test_lock_5_holds_each_query_of_a_shared_transaction_to_its_own_tenant
     name: str, house: Planted, locked: PostgresqlDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house.set_back()
-    a, b = Scope(locked, "a", None), Scope(locked, "b", None)
-    # who is known to have short rows
-    for who in (a, b):
-        locked._sizes.note(who.tenant_id, 1)
-    turns = watched_turns(monkeypatch)
+    a, b = both(locked)
+    turns = watched_turns(monkeypatch.setattr)
     for each in BROKEN[name]:
         answers = await asyncio.gather(*(run_query(who, each, QUERIES[name], ask_last) for who in (a, b, a, b)))
         # nothing is seen of a's with a's query before it, and a's own is with b's
@@ -201,28 +204,12 @@ async def test_lock_5_holds_each_page_of_a_shared_transaction_to_its_own_tenant(
     listing: str, house: Planted, locked: PostgresqlDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house.set_back()
-    a, b = Scope(locked, "a", None), Scope(locked, "b", None)
-    # who is known to have short rows
-    for who in (a, b):
-        locked._sizes.note(who.tenant_id, 1)
-    turns = watched_turns(monkeypatch)
+    a, b = both(locked)
+    turns = watched_turns(monkeypatch.setattr)
     names = ("agent_exists", "total_runs", listing)
     answers = await asyncio.gather(*(who.read(without_any(*names)) for who in (a, b, a, b)))
     assert [(bool(there), total, len(found)) for there, total, found in answers] == [(True, 1, 1), (False, 0, 0)] * 2
     assert turns == [["a", "a", "b", "b"]]
-
-
-def watched_turns(monkeypatch: pytest.MonkeyPatch) -> list[list[str | None]]:
-    """Whose queries go together, from now on."""
-    turns: list[list[str | None]] = []
-    read_each = PostgresqlQuery.read_each
-
-    async def watched(self: Any, connection: Any, asked: Any, measure: Any) -> Any:
-        turns.append([tenant_id for tenant_id, _ in asked])
-        return await read_each(self, connection, asked, measure)
-
-    monkeypatch.setattr(PostgresqlQuery, "read_each", watched)
-    return turns
 
 
 @in_one_database

@@ -14,7 +14,6 @@ import pytest
 from service.resources import resource
 from service.storage.postgresql import PostgresqlDatabase
 from service.storage.postgresql_lanes import Job
-from service.storage.postgresql_queries import Asked, PostgresqlQuery
 from service.storage.postgresql_reading import Sizes
 from service.storage.queries import load_queries
 from service.storage.scope import Scope, Unscoped
@@ -23,7 +22,7 @@ from service.times import utc_now
 from tests.conftest import KEY_A, Serve
 from tests.support import postgresql
 from tests.support.http import make_agent
-from tests.support.storage import engine_in, rows
+from tests.support.storage import engine_in, rows, watched_turns
 
 pytestmark = pytest.mark.skipif(postgresql.server() is None, reason=postgresql.HOW_TO_RUN)
 
@@ -69,17 +68,7 @@ async def tenants(storage: PostgresqlDatabase) -> list[Scope]:
 
 @pytest.fixture
 def turns(monkeypatch: pytest.MonkeyPatch) -> list[list[str | None]]:
-    """For each round trip that reads or inserts, whose queries it took."""
-    seen: list[list[str | None]] = []
-    for name in ("read_each", "write_each"):
-        really = getattr(PostgresqlQuery, name)
-
-        async def watched(self: Any, connection: Any, asked: list[Asked], *more: Any, really: Any = really) -> Any:
-            seen.append([tenant_id for tenant_id, _ in asked])
-            return await really(self, connection, asked, *more)
-
-        monkeypatch.setattr(PostgresqlQuery, name, watched)
-    return seen
+    return watched_turns(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -135,6 +124,8 @@ async def test_pages_share_one_too_and_keep_their_order_and_what_they_have_besid
 async def test_a_page_of_anothers_agent_is_empty(tenants: list[Scope]) -> None:
     a, b, _ = tenants
     await a.write(run(1))
+    _, total, found = await a.read(page(1))
+    assert (total, len(found)) == (1, 1)
     assert await b.read(page(1)) == (False, 0, [])
 
 
@@ -290,10 +281,9 @@ async def test_a_run_that_is_refused_takes_nobody_elses_with_it(tenants: list[Sc
         a.write(run(99)), b.write(run(2)), c.write(run(3)), a.write(run(1)), return_exceptions=True
     )
     assert isinstance(refused, ForeignKeyViolation)
-    assert sorted(rows(database, "select id from runs")) == sorted(
-        (each["id"],) for each in stored if isinstance(each, dict)
-    )
-    assert len(stored) == 3
+    ids = [(each["id"],) for each in stored if isinstance(each, dict)]
+    assert len(ids) == 3
+    assert sorted(rows(database, "select id from runs")) == sorted(ids)
 
 
 async def test_a_run_is_not_older_than_one_that_was_stored_while_its_statement_waited(

@@ -283,6 +283,22 @@ def _watch_postgresql(patch: Patch, then: Then) -> None:
     patch(asyncpg.Connection, "execute", commits)
 
 
+def watched_turns(patch: Patch) -> list[list[str | None]]:
+    """For each round trip to PostgreSQL that reads or inserts from now on, whose queries it takes."""
+    turns: list[list[str | None]] = []
+
+    def watched(really: Any) -> Any:
+        async def run(self: Any, connection: Any, asked: Any, *more: Any) -> Any:
+            turns.append([tenant_id for tenant_id, _ in asked])
+            return await really(self, connection, asked, *more)
+
+        return run
+
+    for name in ("read_each", "write_each"):
+        patch(PostgresqlQuery, name, watched(getattr(PostgresqlQuery, name)))
+    return turns
+
+
 def disk_full(database: Database) -> Exception:
     """What a driver raises on a disk that is full."""
     if isinstance(database, str):
